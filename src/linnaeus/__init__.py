@@ -1,0 +1,63 @@
+"""linnaeus teaches a computer to name what it sees.
+
+    import linnaeus
+
+    run = linnaeus.train("photos", out="my-run")          # a folder with a folder of pictures for each class
+    print(run.scores["test"].accuracy)
+    print(linnaeus.load("my-run").predict("cat.jpg").labels)
+
+Names are loaded when they are first used, so that `import linnaeus` needs neither torch nor time.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from linnaeus.config import Settings as Settings
+    from linnaeus.errors import LinnaeusError as LinnaeusError
+    from linnaeus.estimator import ImageClassifier as ImageClassifier
+    from linnaeus.images import read_image as read_image
+    from linnaeus.judging import evaluate as evaluate
+    from linnaeus.predictor import Predictor as Predictor
+    from linnaeus.predictor import load as load
+    from linnaeus.results import Predictions as Predictions
+    from linnaeus.results import Scores as Scores
+    from linnaeus.runs import train as train
+
+_HOMES = {
+    "ImageClassifier": "estimator",
+    "LinnaeusError": "errors",
+    "Predictions": "results",
+    "Predictor": "predictor",
+    "Scores": "results",
+    "Settings": "config",
+    "evaluate": "judging",
+    "load": "predictor",
+    "read_image": "images",
+    "train": "runs",
+}
+
+__all__ = [
+    "ImageClassifier",
+    "LinnaeusError",
+    "Predictions",
+    "Predictor",
+    "Scores",
+    "Settings",
+    "evaluate",
+    "load",
+    "read_image",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'linnaeus' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"linnaeus.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

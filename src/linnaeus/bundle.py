@@ -1,0 +1,152 @@
+"""The bundle: the one artefact that crosses from training to use.
+
+A folder of plain files, no pickle, no class to import named in any of them:
+
+    model.onnx          what runs: float32 (N, C, H, W) in, logits float32 (N, K) out
+    model.safetensors   the same weights, to train further from
+    bundle.json         architecture, classes, preprocessing, recipe, scores, versions, licence of the base weights
+    config.json         for timm's architectures only, so that timm.create_model("local-dir:...") opens the folder
+    MANIFEST.sha256     the hash of every other file; one that differs refuses the bundle
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from linnaeus.errors import BundleError, SettingError
+from linnaeus.images import Preprocess
+from linnaeus.storage import find_folder, new_folder
+
+FORMAT = 1
+MANIFEST = "MANIFEST.sha256"
+_REQUIRED = ("model.onnx", "bundle.json")
+_REBUILD = "Restore the bundle from a copy, or write it anew with `linnaeus train`."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """Which network the weights belong to: a registered name and the keyword arguments that rebuild it."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """A trained classifier on disk. `classes` are in the order of the logits."""
+
+    folder: Path
+    architecture: Architecture
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+    recipe: Mapping[str, Any]
+    facts: Mapping[str, Any]
+
+    @property
+    def onnx_file(self) -> Path:
+        """The network that runs."""
+        return self.folder / "model.onnx"
+
+    @property
+    def weights_file(self) -> Path:
+        """The weights to train further from."""
+        return self.folder / "model.safetensors"
+
+
+def write_bundle(bundle: Bundle, files: Mapping[str, bytes]) -> None:
+    """Write a bundle's folder whole or not at all; `files` hold model.onnx, model.safetensors and what else belongs."""
+    description = {
+        "format": FORMAT,
+        "architecture": {"name": bundle.architecture.name, "options": dict(bundle.architecture.options)},
+        "classes": list(bundle.classes),
+        "preprocess": bundle.preprocess.to_dict(),
+        "recipe": dict(bundle.recipe),
+        "facts": dict(bundle.facts),
+    }
+    contents = {**files, "bundle.json": (json.dumps(description, indent=2, allow_nan=False) + "\n").encode()}
+    with new_folder(bundle.folder) as folder:
+        for name, data in contents.items():
+            (folder / name).write_bytes(data)
+        (folder / MANIFEST).write_text(_manifest(contents))
+
+
+def _manifest(contents: Mapping[str, bytes]) -> str:
+    return "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in sorted(contents.items()))
+
+
+def find_bundle(path: str | Path) -> Path:
+    """Return the bundle's folder for a path to it or to its run folder. Raises BundleError."""
+    given = Path(path)
+    inside = find_folder(given / "bundle")
+    folder = inside if inside.is_dir() else find_folder(given)
+    if (folder / MANIFEST).is_file():
+        return folder
+    got = f"{str(path)!r}, which does not exist" if not folder.exists() else f"{str(path)!r}, which holds no {MANIFEST}"
+    raise BundleError("a bundle or a run folder", got=got, fix="Name the folder that `linnaeus train` wrote.")
+
+
+def read_bundle(path: str | Path) -> Bundle:
+    """Open a bundle (or the one in a run folder) after checking every file's hash. Raises BundleError."""
+    folder = find_bundle(path)
+    _check_hashes(folder)
+    try:
+        return _parse(folder, json.loads((folder / "bundle.json").read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError, SettingError) as error:
+        raise BundleError(f"a valid {folder / 'bundle.json'}", got=f"{error}", fix=_REBUILD) from None
+
+
+def _check_hashes(folder: Path) -> None:
+    listed = _read_manifest(folder)
+    for name in _REQUIRED:
+        if name not in listed:
+            raise BundleError(f"{name} in {folder / MANIFEST}", got="a list without it", fix=_REBUILD)
+    for name, expected in listed.items():
+        actual = _hash_file(folder / name)
+        if actual != expected:
+            got = "no such file" if actual is None else f"SHA-256 {actual[:12]}..."
+            raise BundleError(f"{folder / name} with SHA-256 {expected[:12]}...", got=got, fix=_REBUILD)
+
+
+def _read_manifest(folder: Path) -> dict[str, str]:
+    listed = {}
+    for line in (folder / MANIFEST).read_bytes().decode("utf-8", "replace").splitlines():
+        digest, gap, name = line.partition("  ")
+        if not gap or len(digest) != 64 or Path(name).name != name:
+            raise BundleError(
+                f"lines of a hash and a file name in {folder / MANIFEST}", got=repr(line[:90]), fix=_REBUILD
+            )
+        listed[name] = digest
+    return listed
+
+
+def _hash_file(path: Path) -> str | None:
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError:
+        return None
+
+
+def _parse(folder: Path, description: Mapping[str, Any]) -> Bundle:
+    found = description["format"]
+    if not isinstance(found, int) or found > FORMAT:
+        raise BundleError(
+            f"a bundle of format {FORMAT} or older", got=f"format {found}", fix="Run: pip install --upgrade linnaeus"
+        )
+    architecture = description["architecture"]
+    classes = tuple(description["classes"])
+    if len(classes) < 2 or not all(isinstance(name, str) for name in classes):
+        raise ValueError(f"classes {classes!r}")
+    return Bundle(
+        folder=folder,
+        architecture=Architecture(name=architecture["name"], options=architecture["options"]),
+        classes=classes,
+        preprocess=Preprocess.from_dict(description["preprocess"]),
+        recipe=description["recipe"],
+        facts=description["facts"],
+    )

@@ -1,0 +1,246 @@
+"""The command line: one command per verb, no logic. Heavy parts are imported by the command that needs them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from linnaeus.config import RULES, describe, parse_pairs
+from linnaeus.errors import LinnaeusError, MissingExtraError
+
+_STARTED = time.perf_counter()
+_TRAIN_PACKAGES = frozenset({"torch", "torchvision", "timm", "sklearn", "safetensors"})
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="linnaeus")
+def commands() -> None:
+    r"""Name what is in a picture: train, judge and use an image classifier.
+
+    \b
+    linnaeus train FOLDER                a folder with a folder of pictures for each class
+    linnaeus predict RUN PICTURE.jpg     what is in it
+    """
+
+
+def _settings_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the flags that are used most; every setting can be given as key=value."""
+    for name in reversed(("model", "epochs", "budget", "seed")):
+        function = click.option(f"--{name}", metavar=name.upper(), help=describe(name))(function)
+    return function
+
+
+@commands.command()
+@click.argument("data", required=False)
+@click.argument("pairs", nargs=-1, metavar="[KEY=VALUE]...")
+@_settings_options
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="The run's folder, new or empty. Default: runs/NAME-1, ..."
+)
+@click.option("--resume", type=click.Path(path_type=Path), help="Go on with an interrupted run, with its settings.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document.")
+def train(
+    data: str | None, pairs: tuple[str, ...], out: Path | None, resume: Path | None, as_json: bool, **flags: Any
+) -> None:
+    """Train a classifier on DATA and write a run folder with its bundle and report.
+
+    DATA is a folder with a folder of pictures for each class (split into train, val and test or not), a CSV or
+    Parquet table of paths and labels, an .npz file, or a named set: digits, mnist, fashion_mnist, cifar10, cifar100.
+
+    Every setting can be given as KEY=VALUE; `linnaeus settings` lists them.
+    """
+    if data is not None and "=" in data and not os.path.exists(data):
+        pairs, data = (data, *pairs), None
+    settings: dict[str, Any] = dict(parse_pairs(pairs))
+    settings |= {name: value for name, value in flags.items() if value is not None}
+    _train(data, settings, out=out, resume=resume, as_json=as_json)
+
+
+@commands.command()
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="The run's folder, new or empty. Default: runs/digits-1, ..."
+)
+@click.option("--seed", default="0", metavar="SEED", help=describe("seed"))
+def demo(out: Path | None, seed: str) -> None:
+    """Train on 1,797 scanned handwritten digits that need no download: the whole way in under a minute."""
+    _train("digits", {"seed": seed}, out=out, resume=None, as_json=False)
+
+
+def _train(data: str | None, settings: dict[str, Any], *, out: Path | None, resume: Path | None, as_json: bool) -> None:
+    from linnaeus.display import Terminal
+    from linnaeus.runs import train as run_training
+
+    result = run_training(data, out=out, resume=resume, display=Terminal(), started=_STARTED, **settings)
+    if not result.folder:  # a process that does not lead
+        return
+    if as_json:
+        scores = {part: scores.to_dict() for part, scores in result.scores.items()}
+        _print_json({"folder": result.folder, "bundle": result.bundle, "report": result.report, "scores": scores})
+    else:
+        _tell_result(result)
+    if result.signal:
+        sys.exit(128 + result.signal)
+
+
+def _tell_result(result: Any) -> None:
+    click.echo(err=True)
+    for part, scores in result.scores.items():
+        accuracy, f1 = scores.accuracy.percent(), scores.macro_f1.percent()
+        click.echo(f"{part}: {scores.n:,} images, accuracy {accuracy}, macro F1 {f1}, with 95 % intervals", err=True)
+    if result.stopped_early:
+        click.echo(
+            f"Stopped early ({result.stopped_early}). To go on: linnaeus train --resume {result.folder}", err=True
+        )
+    click.echo(f"Report:  {result.report}", err=True)
+    click.echo(f"Bundle:  {result.bundle}", err=True)
+    click.echo(f"Next:    linnaeus predict {result.folder} PICTURE.jpg", err=True)
+
+
+@commands.command()
+@click.argument("bundle")
+@click.argument("data")
+@click.option("--split", default="auto", help="train, val, test or all. Default: test where there is one, else all.")
+@click.option("--json", "as_json", is_flag=True, help="Print the scores as one JSON document.")
+def evaluate(bundle: str, data: str, split: str, as_json: bool) -> None:
+    """Score BUNDLE (or a run folder) on labelled DATA, class by class, with 95 % intervals."""
+    from linnaeus.display import Terminal
+    from linnaeus.judging import evaluate as judge
+
+    judgement = judge(bundle, data, split=split, display=Terminal())
+    if as_json:
+        _print_json({"split": judgement.part, **judgement.scores.to_dict()})
+        return
+    scores = judgement.scores
+    click.echo(f"{judgement.part}: {scores.n:,} images")
+    for name, value in (("accuracy", scores.accuracy), ("macro F1", scores.macro_f1), ("loss", scores.loss)):
+        click.echo(f"  {name:<10} {value}")
+    width = max(len(name) for name in scores.per_class)
+    click.echo(f"\n  {'class':<{width}}  precision  recall      f1  support")
+    for name, row in scores.per_class.items():
+        click.echo(f"  {name:<{width}}  {row.precision:9.4f}  {row.recall:6.4f}  {row.f1:6.4f}  {row.support:7,}")
+
+
+@commands.command()
+@click.argument("bundle")
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
+@click.option("--top", default=5, show_default=True, type=click.IntRange(min=1), help="How many classes to name.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print one CSV line per image and class.")
+def predict(bundle: str, images: tuple[str, ...], top: int, as_json: bool, as_csv: bool) -> None:
+    """Name what is in each IMAGE: files, folders, glob patterns, or - for one image on standard input.
+
+    An image that cannot be read is named on standard error, and the exit code is then 2.
+    """
+    from linnaeus.predictor import Predictor, expand_paths
+    from linnaeus.results import BadImage
+
+    bad: list[BadImage] = []
+    predictor = Predictor(bundle)
+    if images == ("-",):
+        batches = iter([predictor.predict(sys.stdin.buffer.read())])
+    else:
+        batches = predictor.stream(expand_paths(images), on_bad=bad.append)
+    rows = ((name, best) for batch in batches for name, best in zip(batch.names, batch.top(top)))
+    (_print_csv if as_csv else _print_answers if not as_json else _print_answers_json)(rows)
+    for image in bad:
+        click.echo(f"unreadable: {image.path}: {image.reason}", err=True)
+    if bad:
+        sys.exit(2)
+
+
+Rows = Any  # an iterable of (name, [(label, probability), ...])
+
+
+def _print_csv(rows: Rows) -> None:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(("image", "rank", "label", "probability"))
+    for name, best in rows:
+        writer.writerows((name, rank, label, f"{p:.6f}") for rank, (label, p) in enumerate(best, start=1))
+
+
+def _print_answers(rows: Rows) -> None:
+    for name, best in rows:
+        click.echo(f"{name}: " + ", ".join(f"{label} {100 * p:.1f} %" for label, p in best))
+
+
+def _print_answers_json(rows: Rows) -> None:
+    _print_json([
+        {"image": name, "label": best[0][0], "top": [{"label": label, "probability": p} for label, p in best]}
+        for name, best in rows
+    ])  # fmt: skip
+
+
+@commands.command()
+@click.argument("pattern", default="*")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def models(pattern: str, as_json: bool) -> None:
+    """List the networks whose name matches PATTERN, such as "resnet*" or "timm:vit_tiny*"."""
+    from linnaeus.models.registry import list_models
+
+    entries = list_models(pattern)
+    if as_json:
+        _print_json([{"name": e.name, "about": e.about, "weights": e.weights, "licence": e.licence} for e in entries])
+        return
+    for entry in entries:
+        weights = f"; weights: {entry.weights} ({entry.licence})" if entry.weights else ""
+        click.echo(f"{entry.name:<24} {entry.about}{weights}")
+
+
+@commands.command()
+def settings() -> None:
+    """List every setting with its default and what it accepts."""
+    from linnaeus.config import Settings
+
+    for name, default in Settings().to_dict().items():
+        click.echo(f"{name:<18} {default!s:<8} {RULES[name]['help']}")
+
+
+@commands.command()
+@click.argument("run", type=click.Path(path_type=Path))
+def report(run: Path) -> None:
+    """Tell what a RUN found, and where its page lies."""
+    from linnaeus.reporting.page import tell_report
+    from linnaeus.runfolder import read_report
+
+    click.echo(tell_report(read_report(run)))
+    click.echo(f"\nPage: {run / 'report.html'}")
+
+
+def _print_json(document: Any) -> None:
+    click.echo(json.dumps(document, indent=2, allow_nan=False))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line: exit code 0, 2 for a user's mistake, 1 for our bug, 128 + n for signal n."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        commands(args=arguments, standalone_mode=False, prog_name="linnaeus")
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except click.Abort:
+        sys.exit(130)
+    except LinnaeusError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        if error.name not in _TRAIN_PACKAGES:
+            raise
+        click.echo(f"Error: {MissingExtraError(error.name, extra='train')}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt as error:
+        number = getattr(error, "number", signal.SIGINT)
+        click.echo("Stopped before there was anything to keep.", err=True)
+        sys.exit(128 + int(number))
+    except BrokenPipeError:  # the reader of our output went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)

@@ -1,0 +1,254 @@
+"""Every setting of a run: the one home of names, defaults, ranges and help texts.
+
+Command line flags, `key=value` pairs, `config.toml`, keyword arguments and docs/settings.md are all made from
+`Settings`. A value of "auto" is resolved once, in recipes.py, to what a run then uses and writes down.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from linnaeus.errors import SettingError, suggest
+
+AUTO = "auto"
+
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+_SIZES = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds that "90", "90s", "5m", "1h" or "1h30m" stand for. Raises ValueError."""
+    parts = re.findall(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
+    written = re.sub(r"\s", "", text.lower())
+    if not parts or "".join(number + unit for number, unit in parts) != written:
+        raise ValueError(text)
+    if any(unit not in _UNITS for _, unit in parts):
+        raise ValueError(text)
+    return sum(float(number) * _UNITS[unit] for number, unit in parts)
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes that "500MB" or "8GB" stand for (decimal units). Raises ValueError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
+    if not match or match[2] not in _SIZES:
+        raise ValueError(text)
+    return int(float(match[1]) * _SIZES[match[2]])
+
+
+def _parse_bool(text: str) -> bool:
+    known = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+    return known[text.strip().lower()]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How the text of a setting becomes its value, and how to name what is accepted."""
+
+    name: str
+    parse: Callable[[str], Any]
+    types: tuple[type, ...]
+
+
+INTEGER = Kind("a whole number", int, (int,))
+NUMBER = Kind("a number", float, (float, int))
+SWITCH = Kind("true or false", _parse_bool, (bool,))
+TEXT = Kind("a text", str, (str,))
+DURATION = Kind("a duration such as 30s, 5m or 1h30m", parse_duration, (float, int))
+SIZE = Kind("a size such as 500MB or 8GB", parse_size, (int,))
+
+
+def _setting(default: Any, kind: Kind, text: str, **rules: Any) -> Any:
+    """Declare one setting. Rules: low, high (inclusive), choices, auto (is "auto" allowed), group."""
+    rules.setdefault("auto", default == AUTO)
+    return field(default=default, metadata={"kind": kind, "help": text, **rules})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All that a run can be told. Unknown names and values out of range raise SettingError."""
+
+    # -- data
+    val_fraction: float = _setting(
+        0.15, NUMBER, "share of the images held back to choose by, where the data have no such part", low=0.01, high=0.5
+    )
+    test_fraction: float = _setting(
+        0.15, NUMBER, "share of the images held back to judge by, where the data have no such part", low=0.0, high=0.5
+    )
+    image_size: Any = _setting(
+        AUTO, INTEGER, "side of the square picture that the network sees, in pixels", low=4, high=1024
+    )
+    channels: Any = _setting(AUTO, INTEGER, "3 for colour, 1 for grey", choices=(1, 3))
+    fit: str = _setting(
+        AUTO,
+        TEXT,
+        "how a picture becomes square: whole with bars, cut at the centre, or stretched",
+        choices=("pad", "crop", "stretch"),
+    )
+    max_bad: float = _setting(0.01, NUMBER, "largest share of unreadable images that is passed over", low=0.0, high=1.0)
+    cache_limit: int = _setting(
+        8 * 10**9, SIZE, "largest packed cache; above it images are decoded anew each epoch", low=0
+    )
+    workers: int = _setting(
+        2, INTEGER, "threads that prepare batches ahead; 0 prepares them in the loop", low=0, high=64
+    )
+    path_column: str = _setting("path", TEXT, "column of a CSV or Parquet table that holds the image's path")
+    label_column: str = _setting("label", TEXT, "column that holds the class name")
+    split_column: str = _setting("split", TEXT, "column that holds train, val or test, if there is one")
+    group_column: str = _setting(
+        "group", TEXT, "column whose equal values stay on one side of a split, if there is one"
+    )
+    # -- model
+    model: str = _setting(AUTO, TEXT, "name of the network; see `linnaeus models`", auto=True)
+    pretrained: Any = _setting(AUTO, SWITCH, "start from published weights where the model has them")
+    # -- training
+    epochs: Any = _setting(AUTO, INTEGER, "how often each training image is seen", low=1, high=100_000)
+    budget: Any = _setting(AUTO, DURATION, "time that the whole command may take; 0 for no limit", low=0.0)
+    batch_size: Any = _setting(AUTO, INTEGER, "images per optimizer step, over all processes", low=1, high=65_536)
+    accumulate: int = _setting(1, INTEGER, "parts in which a batch is computed, to save memory", low=1, high=1024)
+    optimizer: str = _setting(AUTO, TEXT, "how weights follow the gradient", choices=("sgd", "adam", "adamw"))
+    lr: Any = _setting(AUTO, NUMBER, "highest learning rate", low=0.0, high=100.0)
+    momentum: float = _setting(0.9, NUMBER, "momentum of sgd (Nesterov), in [0, 1)", low=0.0, high=0.9999)
+    weight_decay: Any = _setting(
+        AUTO, NUMBER, "weight decay of the matrices; norms and biases have none", low=0.0, high=10.0
+    )
+    schedule: str = _setting(
+        AUTO, TEXT, "how the learning rate falls after warm-up", choices=("constant", "cosine", "linear", "onecycle")
+    )
+    warmup: Any = _setting(AUTO, NUMBER, "share of the run in which the learning rate rises", low=0.0, high=0.9)
+    label_smoothing: Any = _setting(
+        AUTO, NUMBER, "share of the target that is spread over all classes", low=0.0, high=0.9
+    )
+    ema: Any = _setting(
+        AUTO, NUMBER, "decay per step of the averaged weights that are judged; 0 judges the last", low=0.0, high=0.99999
+    )
+    clip_norm: float = _setting(0.0, NUMBER, "largest norm of the gradient; 0 for no limit", low=0.0)
+    patience: int = _setting(
+        0, INTEGER, "epochs without a better validation loss before training stops; 0 never stops", low=0
+    )
+    precision: str = _setting(AUTO, TEXT, "arithmetic of the network", choices=("fp32", "bf16", "fp16"))
+    threads: Any = _setting(AUTO, INTEGER, "CPU threads; chosen by a short trial", low=1, high=1024)
+    device: str = _setting(AUTO, TEXT, "where to compute", choices=("cpu", "cuda", "mps"))
+    seed: int = _setting(0, INTEGER, "start of all chance; the same seed gives the same run", low=0, high=2**31 - 1)
+    checkpoint_every: float = _setting(60.0, DURATION, "time between checkpoints within an epoch", low=0.0)
+    # -- augmentation (training images only)
+    flip: Any = _setting(AUTO, SWITCH, "mirror half of the images left to right")
+    shift: Any = _setting(AUTO, NUMBER, "largest shift, as a share of the side", low=0.0, high=0.5)
+    rotate: Any = _setting(AUTO, NUMBER, "largest rotation, in degrees", low=0.0, high=180.0)
+    crop: Any = _setting(
+        AUTO, NUMBER, "smallest share of the area that a random crop keeps; 1 for no crop", low=0.05, high=1.0
+    )
+    colour: Any = _setting(AUTO, NUMBER, "strength of random brightness, contrast and saturation", low=0.0, high=1.0)
+    erase: Any = _setting(AUTO, NUMBER, "side of a square that is erased, as a share of the side", low=0.0, high=0.9)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Settings:
+        """Return the settings with these values, each a text or already of its type, checked."""
+        return cls().replace(values)
+
+    def replace(self, values: Mapping[str, Any]) -> Settings:
+        """Return a copy with some values changed, each checked."""
+        return dataclasses.replace(self, **{name: check_value(name, value) for name, value in values.items()})
+
+    def unresolved(self) -> list[str]:
+        """Return the names of the settings that are still "auto"."""
+        return [name for name, value in self.to_dict().items() if value == AUTO]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all settings by name."""
+        return dataclasses.asdict(self)
+
+    def to_toml(self) -> str:
+        """Return the settings as a TOML document with the help text above each."""
+        lines = []
+        for name, value in self.to_dict().items():
+            lines += [f"# {describe(name)}", f"{name} = {_toml_value(value)}"]
+        return "\n".join(lines) + "\n"
+
+    @classmethod
+    def from_toml(cls, text: str) -> Settings:
+        """Return the settings that `to_toml` wrote. Raises SettingError."""
+        try:
+            return cls.of(tomllib.loads(text))
+        except tomllib.TOMLDecodeError as error:
+            raise SettingError("a config.toml as linnaeus writes it", got=str(error), fix="Restore the file.") from None
+
+
+RULES: dict[str, Mapping[str, Any]] = {f.name: f.metadata for f in dataclasses.fields(Settings)}
+
+
+def parse_pairs(pairs: Iterable[str]) -> dict[str, str]:
+    """Return the names and texts of `key=value` arguments. Raises SettingError for one without "="."""
+    values = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise SettingError("settings as key=value", got=repr(pair), fix=f"Write {pair}=VALUE, or remove it.")
+        values[name.strip().replace("-", "_")] = text.strip()
+    return values
+
+
+def check_value(name: str, value: Any) -> Any:
+    """Return the value of a setting, parsed if it is a text, or raise SettingError."""
+    if name not in RULES:
+        raise SettingError("a setting that exists", got=repr(name), fix=suggest(name, RULES))
+    rules = RULES[name]
+    if value == AUTO and rules["auto"]:
+        return AUTO
+    parsed = _parse(name, value, rules)
+    choices = rules.get("choices")
+    low, high = rules.get("low"), rules.get("high")
+    wrong = choices is not None and parsed not in choices
+    wrong |= low is not None and not parsed >= low
+    wrong |= high is not None and not parsed <= high
+    if wrong:
+        raise _refusal(name, value)
+    return parsed
+
+
+def _parse(name: str, value: Any, rules: Mapping[str, Any]) -> Any:
+    kind: Kind = rules["kind"]
+    if isinstance(value, str):
+        try:
+            return kind.parse(value)
+        except (ValueError, KeyError, OverflowError):
+            raise _refusal(name, value) from None
+    is_flag = isinstance(value, bool) and bool not in kind.types
+    if is_flag or not isinstance(value, kind.types):
+        raise _refusal(name, value)
+    return float(cast(float, value)) if float in kind.types else value
+
+
+def _refusal(name: str, value: Any) -> SettingError:
+    return SettingError(f"{name} to be {accepted(name)}", got=repr(value), fix=f"{name}: {RULES[name]['help']}.")
+
+
+def accepted(name: str) -> str:
+    """Return what a setting accepts, in words: "a number from 0 to 1, or auto"."""
+    rules = RULES[name]
+    words: str = rules["kind"].name
+    if choices := rules.get("choices"):
+        words = f"one of {', '.join(map(str, choices))}"
+    elif "low" in rules and "high" in rules:
+        words += f" from {rules['low']} to {rules['high']}"
+    elif "low" in rules:
+        words += f", at least {rules['low']}"
+    return words + (", or auto" if rules["auto"] else "")
+
+
+def describe(name: str) -> str:
+    """Return the help text of a setting with what it accepts."""
+    return f"{RULES[name]['help']} ({accepted(name)})"
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+        return f'"{escaped}"'
+    return repr(value)

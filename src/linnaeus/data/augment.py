@@ -1,0 +1,162 @@
+"""Augmentation of whole batches of tensors. All chance comes from (seed, epoch, sample), never from saved state.
+
+So an image is changed in the same way whichever batch, worker or process it falls into, and a resumed run
+sees what the uninterrupted one would have seen.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+# Shapes: N images, C channels, H rows, W columns.
+
+
+def draw(seed: int, epoch: int, samples: NDArray[np.int64], stream: int) -> NDArray[np.float64]:
+    """Return float64 (N,) uniform in [0, 1): a counter-based generator (SplitMix64, Steele et al. 2014)."""
+    with np.errstate(over="ignore"):
+        state = samples.astype(np.uint64)
+        for number in (seed, epoch, stream):
+            state = _mix(state + np.uint64((number + 1) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF))
+    return (state >> np.uint64(11)).astype(np.float64) / float(1 << 53)
+
+
+def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: NDArray[np.uint64] = x ^ (x >> np.uint64(31))
+    return mixed
+
+
+class _Chance:
+    """One stream of chance per sample; each call draws the next number for every sample of the batch."""
+
+    def __init__(self, seed: int, epoch: int, samples: NDArray[np.int64]) -> None:
+        self._where = (seed, epoch, samples)
+        self._stream = 0
+
+    def uniform(self, low: float, high: float) -> NDArray[np.float64]:
+        self._stream += 1
+        return low + (high - low) * draw(*self._where, self._stream)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augment:
+    """What is done to training images. Every field at its default does nothing.
+
+    Attributes:
+        flip: mirror half of the images.
+        shift: largest shift as a share of the side. rotate: largest rotation in degrees.
+        crop: smallest share of the area kept by a random resized crop (Szegedy et al. 2015).
+        colour: strength in [0, 1] of random brightness, contrast and saturation.
+        erase: side of the erased square as a share of the side (cutout, DeVries and Taylor 2017).
+    """
+
+    flip: bool = False
+    shift: float = 0.0
+    rotate: float = 0.0
+    crop: float = 1.0
+    colour: float = 0.0
+    erase: float = 0.0
+
+    def apply(
+        self, pixels: NDArray[np.uint8], *, seed: int, epoch: int, samples: NDArray[np.int64], size: int = 0
+    ) -> torch.Tensor:
+        """Augment pixels uint8 (N, H, W, C) and return uint8 (N, C, H, W), channels last in memory.
+
+        `samples` int64 (N,) are the images' own numbers; `size` other than 0 gives a square of another side.
+        """
+        chance = _Chance(seed, epoch, samples)
+        if self.rotate or self.crop < 1.0 or (size and size != pixels.shape[1]):
+            images = self._warp(pixels, chance, size or pixels.shape[1])
+        else:
+            images = _to_nchw(self._move(pixels, chance))
+        if self.colour:
+            images = self._recolour(images, chance)
+        return self._erase(images, chance) if self.erase else images
+
+    def _move(self, pixels: NDArray[np.uint8], chance: _Chance) -> NDArray[np.uint8]:
+        """Flip and shift by whole pixels: one gather, edges mirrored."""
+        if not (self.flip or self.shift):
+            return pixels
+        n, height, width, channels = pixels.shape
+        rows = _mirrored(height, _whole(chance.uniform(-self.shift, self.shift), height))
+        columns = _mirrored(width, _whole(chance.uniform(-self.shift, self.shift), width))
+        if self.flip:
+            mirrored = chance.uniform(0, 1) < 0.5
+            columns[mirrored] = columns[mirrored, ::-1]
+        # One flat gather of whole pixels; NumPy's two-axis fancy index is three times slower.
+        flat = (np.arange(n)[:, None, None] * height + rows[:, :, None]) * width + columns[:, None, :]
+        moved: NDArray[np.uint8] = np.take(pixels.reshape(-1, channels), flat, axis=0)
+        return moved
+
+    def _warp(self, pixels: NDArray[np.uint8], chance: _Chance, size: int) -> torch.Tensor:
+        """Crop, rotate, shift and flip in one affine map with bilinear sampling, edges mirrored."""
+        n = len(pixels)
+        angle = np.deg2rad(chance.uniform(-self.rotate, self.rotate))
+        area, ratio = chance.uniform(self.crop, 1), chance.uniform(math.log(3 / 4), math.log(4 / 3))
+        stretch = np.exp(ratio / 2) if self.crop < 1.0 else np.ones(n)
+        across = np.minimum(np.sqrt(area) * stretch, 1.0)
+        down = np.minimum(np.sqrt(area) / stretch, 1.0)
+        # A crop lies anywhere inside the picture; a shift may leave it.
+        right = chance.uniform(-1, 1) * (1 - across) + 2 * chance.uniform(-self.shift, self.shift)
+        below = chance.uniform(-1, 1) * (1 - down) + 2 * chance.uniform(-self.shift, self.shift)
+        sign = np.where(chance.uniform(0, 1) < 0.5, -1.0, 1.0) if self.flip else np.ones(n)
+        theta = np.empty((n, 2, 3))
+        theta[:, 0] = np.stack([sign * across * np.cos(angle), -down * np.sin(angle), right], axis=1)
+        theta[:, 1] = np.stack([sign * across * np.sin(angle), down * np.cos(angle), below], axis=1)
+        images = _to_nchw(pixels).float()
+        grid = F.affine_grid(torch.from_numpy(theta).float(), [n, images.shape[1], size, size], align_corners=False)
+        warped = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+        return _to_uint8(warped)
+
+    def _recolour(self, images: torch.Tensor, chance: _Chance) -> torch.Tensor:
+        """Change brightness, contrast and (of colour images) saturation, each by a factor near 1."""
+        changed = images.float()
+        light, contrast, colour = (
+            torch.from_numpy(chance.uniform(1 - self.colour, 1 + self.colour)).float()[:, None, None, None]
+            for _ in range(3)
+        )
+        changed = changed * light
+        changed = torch.lerp(changed.mean(dim=(1, 2, 3), keepdim=True), changed, contrast)
+        if images.shape[1] == 3:
+            changed = torch.lerp(changed.mean(dim=1, keepdim=True), changed, colour)
+        return _to_uint8(changed)
+
+    def _erase(self, images: torch.Tensor, chance: _Chance) -> torch.Tensor:
+        """Fill one square of each image with middle grey."""
+        height, width = images.shape[2:]
+        side = max(1, round(self.erase * min(height, width)))
+        top = torch.from_numpy((chance.uniform(0, 1) * (height - side + 1)).astype(np.int64))
+        left = torch.from_numpy((chance.uniform(0, 1) * (width - side + 1)).astype(np.int64))
+        rows, columns = torch.arange(height)[None] - top[:, None], torch.arange(width)[None] - left[:, None]
+        inside = ((rows >= 0) & (rows < side))[:, :, None] & ((columns >= 0) & (columns < side))[:, None, :]
+        return images.masked_fill(inside[:, None], 128)
+
+
+def _whole(shares: NDArray[np.float64], side: int) -> NDArray[np.int64]:
+    return np.rint(shares * side).astype(np.int64)
+
+
+def _mirrored(side: int, offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return int64 (N, side): the source positions of a shifted row, mirrored at the edges."""
+    positions = np.abs(np.arange(side)[None] + offsets[:, None])
+    mirrored: NDArray[np.int64] = np.where(positions < side, positions, 2 * (side - 1) - positions)
+    return mirrored
+
+
+def _to_nchw(pixels: NDArray[np.uint8]) -> torch.Tensor:
+    """View pixels (N, H, W, C) as (N, C, H, W) without a copy where memory allows: channels last."""
+    contiguous = np.ascontiguousarray(pixels)
+    if not contiguous.flags.writeable:  # a memory map: torch has no read-only tensors
+        contiguous = contiguous.copy()
+    return torch.from_numpy(contiguous).permute(0, 3, 1, 2)
+
+
+def _to_uint8(images: torch.Tensor) -> torch.Tensor:
+    return images.round_().clamp_(0, 255).to(torch.uint8)

@@ -1,0 +1,225 @@
+"""The labelled pictures that every reader ends in, and the checks that all of them share."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from linnaeus.errors import DataError, ImageError
+from linnaeus.images import read_image
+from linnaeus.results import SPLITS
+
+# What people call the three parts, and their codes, which are the places of the names in SPLITS.
+SPLIT_CODES = {
+    **dict.fromkeys(("train", "training"), 0),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), 1),
+    **dict.fromkeys(("test", "testing"), 2),
+}
+
+Images = tuple[str, ...] | tuple[NDArray[np.uint8], ...] | NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Source:
+    """Labelled pictures, wherever they lie.
+
+    Attributes:
+        name: what to call the data set.
+        classes: K class names; labels are places in it.
+        labels: int64 (N,), 0 to K - 1.
+        images: N paths of files, or N arrays uint8 (H, W) or (H, W, C) of different sizes, or one array
+            uint8 (N, H, W) or (N, H, W, C) with C of 1, 3 or 4, which may be a memory map.
+        split: int8 (N,) with places in results.SPLITS (0 train, 1 val, 2 test), None when the data are not split.
+        groups: int64 (N,), pictures that belong together (one patient, one photograph) have one number;
+            None when nothing is known of that.
+        notes: sentences about what was passed over or looks odd.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    labels: NDArray[np.int64]
+    images: Images
+    split: NDArray[np.int8] | None = None
+    groups: NDArray[np.int64] | None = None
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, i: int, *, at_least: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+        """Return picture i as upright RGB, uint8 (H, W, 3), as images.read_image does. Raises ImageError."""
+        try:
+            return read_image(self.images[i], at_least=at_least)
+        except ImageError as error:
+            if isinstance(self.images[i], str):
+                raise
+            raise ImageError(error.expected, got=f"{self.where(i)}: {error.got}", fix=error.fix) from error
+
+    def where(self, i: int) -> str:
+        """Return the path of picture i, or "image 17" where it has none."""
+        image = self.images[i]
+        return image if isinstance(image, str) else f"image {i}"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reading:
+    """What a reader found, not yet checked.
+
+    `labels` holds N label values, strings or whole numbers; where `classes` names the classes, places in it.
+    """
+
+    images: Images
+    labels: Sequence[Any] | NDArray[Any]
+    classes: tuple[str, ...] = ()
+    split: NDArray[np.int8] | None = None
+    groups: NDArray[np.int64] | None = None
+    notes: tuple[str, ...] = ()
+
+
+def build_source(name: str, reading: Reading) -> Source:
+    """Check what a reader found and number its labels.
+
+    Raises:
+        DataError: no picture, as many labels as pictures it is not, a label missing, fewer than two classes, a class
+            without a picture, or parts whose classes differ.
+    """
+    count = len(reading.images)
+    if count == 0:
+        raise DataError("at least one picture", got=f"none in {name}", fix="Check that this is the right place.")
+    if len(reading.labels) != count:
+        got = f"{count} pictures and {len(reading.labels)} labels"
+        raise DataError("one label for each picture", got=got, fix="Give both in the same order and number.")
+    classes, labels = _number(reading)
+    _check_classes(classes, labels)
+    split = reading.split if reading.split is not None and reading.split.any() else None
+    if split is not None:
+        _check_parts(classes, labels, split)
+    return Source(
+        name=name,
+        classes=classes,
+        labels=labels,
+        images=reading.images,
+        split=split,
+        groups=reading.groups,
+        notes=reading.notes + _odd_classes(classes),
+    )
+
+
+def natural_key(text: str) -> tuple[tuple[object, ...], str]:
+    """Return a key that sorts "class 2" before "class 10" and, among equals, capitals first."""
+    parts = re.split(r"([0-9]+)", text)
+    # Digits are compared as text of a known length: int() refuses very long ones.
+    keys = [(len(p.lstrip("0")), p.lstrip("0")) if i % 2 else p.casefold() for i, p in enumerate(parts)]
+    return tuple(keys), text
+
+
+def some(names: Iterable[object], most: int = 5) -> str:
+    """Return the names joined by commas, with "and 7 more" after the first few."""
+    listed = [str(name) for name in names]
+    rest = len(listed) - most
+    return ", ".join(listed[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def split_code(word: str) -> int:
+    """Return the code of a part by any of its names, in any case. Raises DataError."""
+    code = SPLIT_CODES.get(word.strip().lower())
+    if code is None:
+        raise DataError(f"a part called {', '.join(SPLITS)}", got=repr(word), fix="Change the entry.")
+    return code
+
+
+def _number(reading: Reading) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """Return the class names in their order and int64 (N,) labels."""
+    if reading.classes:
+        return reading.classes, _places(np.asarray(reading.labels), reading.classes)
+    values = _label_values(reading.labels)
+    distinct, labels = np.unique(values, return_inverse=True)
+    names = [str(value) for value in distinct]
+    order = sorted(
+        range(len(names)), key=lambda k: int(names[k]) if values.dtype.kind in "iu" else natural_key(names[k])
+    )
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    return tuple(names[k] for k in order), rank[labels]
+
+
+def _label_values(labels: Sequence[Any] | NDArray[Any]) -> NDArray[Any]:
+    """Return (N,) of int64 or str. Raises DataError for labels that are missing or no labels at all."""
+    array = np.asarray(labels if isinstance(labels, np.ndarray) else list(labels))
+    array = array.reshape(len(array)) if array.size == len(array) else array
+    if array.ndim != 1:
+        fix = "Pass labels.argmax(axis=1) if they are one-hot."
+        raise DataError("labels of shape (N,)", got=f"shape {array.shape}", fix=fix)
+    if array.dtype.kind == "f" and np.isfinite(array).all() and (array == np.rint(array)).all():
+        array = array.astype(np.int64)
+    if array.dtype.kind in "iu":
+        return array
+    if array.dtype.kind not in "USOb" or any(_is_missing(value) for value in array.tolist()):
+        missing = [i for i, value in enumerate(array.tolist()) if _is_missing(value)]
+        got = f"none for {len(missing)}: {some(f'image {i}' for i in missing)}" if missing else str(array.dtype)
+        raise DataError("a label, text or a whole number, for each picture", got=got, fix="Fill or drop them.")
+    return np.array([str(value) for value in array.tolist()])
+
+
+def _is_missing(value: object) -> bool:
+    if isinstance(value, float):
+        return math.isnan(value)
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _places(labels: NDArray[Any], classes: tuple[str, ...]) -> NDArray[np.int64]:
+    """Return labels given as places in `classes`, or as its names, as int64 places. Raises DataError."""
+    if labels.dtype.kind == "U":
+        places = {name: k for k, name in enumerate(classes)}
+        unknown = sorted(set(labels.tolist()) - set(places))
+        labels = np.array([places.get(name, -1) for name in labels.tolist()])
+    else:
+        unknown = sorted({int(k) for k in labels.ravel() if not 0 <= k < len(classes)})
+    if unknown:
+        got = f"the labels {some(unknown)}"
+        raise DataError(f"labels of the {len(classes)} classes {some(classes)}", got=got, fix="Add the names.")
+    return labels.astype(np.int64).reshape(-1)
+
+
+def _check_classes(classes: tuple[str, ...], labels: NDArray[np.int64]) -> None:
+    if len(set(classes)) != len(classes):
+        raise DataError("a different name for each class", got=some(classes, 20), fix="Rename one of the twins.")
+    counts = np.bincount(labels, minlength=len(classes))
+    if (counts == 0).any():
+        empty = some(repr(classes[k]) for k in np.flatnonzero(counts == 0))
+        raise DataError("pictures in every class", got=f"none in {empty}", fix="Fill the class or remove it.")
+    if len(classes) < 2:
+        raise DataError("at least two classes", got=f"only {classes[0]!r}", fix="Add pictures of what it is not.")
+
+
+def _check_parts(classes: tuple[str, ...], labels: NDArray[np.int64], split: NDArray[np.int8]) -> None:
+    faults = []
+    for code in np.unique(split):
+        if lacking := set(range(len(classes))) - set(labels[split == code].tolist()):
+            faults.append(f"{SPLITS[code]} without {some(repr(classes[k]) for k in sorted(lacking))}")
+    if faults:
+        fix = "Give each part pictures of every class, or leave the splitting to linnaeus."
+        raise DataError("the same classes in every part", got="; ".join(faults), fix=fix)
+
+
+def _odd_classes(classes: tuple[str, ...]) -> tuple[str, ...]:
+    alike: dict[str, list[str]] = defaultdict(list)
+    for name in classes:
+        alike[name.strip().casefold()].append(name)
+    twins = [" and ".join(map(repr, names)) for names in alike.values() if len(names) > 1]
+    blanks = [repr(name) for name in classes if name != name.strip() and len(alike[name.strip().casefold()]) == 1]
+    notes = [f"Classes that differ only by case or surrounding blanks: {text}." for text in twins]
+    return (*notes, *([f"Class names with surrounding blanks: {some(blanks)}."] if blanks else []))
+
+
+def file_name(path: str | os.PathLike[str]) -> str:
+    """Return the last part of a path, for messages and names."""
+    return os.path.basename(os.path.abspath(path))

@@ -1,0 +1,115 @@
+"""A source made ready: every image prepared, the unreadable ones named, all of them split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from linnaeus.config import Settings
+from linnaeus.data.cache import Prepared, Progress, prepare
+from linnaeus.data.sources import Source
+from linnaeus.data.splits import count_straddling, group_identical, split
+from linnaeus.errors import DataError
+from linnaeus.images import Preprocess
+from linnaeus.results import SPLITS
+
+_SAMPLE = 2048
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Dataset:
+    """Prepared images with their parts.
+
+    Attributes:
+        split: int8 (N,), 0 train, 1 val, 2 test, -1 for an image that cannot be read or was not asked to be split.
+        straddling: identical images that the user's own split has on more than one side.
+        own_parts: whether the data came with a split.
+    """
+
+    source: Source
+    preprocess: Preprocess
+    prepared: Prepared
+    split: NDArray[np.int8]
+    straddling: int
+    own_parts: bool
+
+    def indices(self, part: str) -> NDArray[np.int64]:
+        """Return the indices of the images of "train", "val" or "test", or of "all"."""
+        if part == "all":
+            return self.prepared.good
+        return np.flatnonzero(self.split == SPLITS.index(part)).astype(np.int64)
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Return how many images each part has of each class, by name."""
+        classes = self.source.classes
+        return {
+            part: dict(
+                zip(classes, np.bincount(self.source.labels[self.indices(part)], minlength=len(classes)).tolist())
+            )
+            for part in SPLITS
+        }
+
+    def measure(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return mean and standard deviation of each channel over training pixels in [0, 1], from a sample."""
+        indices = self.indices("train")
+        chosen = indices[:: max(1, len(indices) // _SAMPLE)]
+        pixels = self.prepared.pixels.take(chosen).reshape(-1, self.preprocess.channels)
+        mean, std = pixels.mean(axis=0, dtype=np.float64) / 255, pixels.std(axis=0, dtype=np.float64) / 255
+        return tuple(round(float(x), 4) for x in mean), tuple(round(max(float(x), 0.01), 4) for x in std)
+
+    def normalized(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Dataset:
+        """Return the same data with other normalization; the packed pixels do not change."""
+        return replace(self, preprocess=replace(self.preprocess, mean=mean, std=std))
+
+
+def build_dataset(
+    source: Source,
+    preprocess: Preprocess,
+    settings: Settings,
+    *,
+    divide: bool = True,
+    progress: Progress | None = None,
+) -> Dataset:
+    """Prepare a source and, if it is to be divided, split what came without parts.
+
+    Raises DataError for too many unreadable images or classes too small to split.
+    """
+    prepared = prepare(source, preprocess, limit=settings.cache_limit, progress=progress)
+    _refuse_bad(prepared, len(source), settings.max_bad)
+    good = prepared.good
+    taken = source.split[good] if source.split is not None else None
+    groups = group_identical(
+        [row.tobytes() for row in prepared.digests[good]],
+        source.groups[good] if source.groups is not None else None,
+    )
+    parts = np.full(len(source), -1, np.int8)
+    if divide:
+        fractions = (settings.val_fraction, settings.test_fraction)
+        parts[good] = split(
+            source.labels[good], groups, fractions=fractions, seed=settings.seed, taken=taken, classes=source.classes
+        )
+    elif taken is not None:
+        parts[good] = taken
+    return Dataset(
+        source=source,
+        preprocess=preprocess,
+        prepared=prepared,
+        split=parts,
+        straddling=count_straddling(parts[good], groups) if divide or taken is not None else 0,
+        own_parts=source.split is not None,
+    )
+
+
+def _refuse_bad(prepared: Prepared, total: int, allowed: float) -> None:
+    bad = prepared.bad
+    if len(bad) <= allowed * total and len(prepared.good):
+        return
+    names = "; ".join(f"{image.path} ({image.reason})" for image in bad[:5])
+    more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+    raise DataError(
+        f"at most {allowed:.1%} unreadable images",
+        got=f"{len(bad)} of {total}: {names}{more}",
+        fix="Mend or remove these files, or allow more with max_bad=0.05.",
+    )

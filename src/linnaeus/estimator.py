@@ -1,0 +1,88 @@
+"""The scikit-learn face: an estimator that works in clone, cross_val_score, GridSearchCV and Pipeline."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.validation import check_is_fitted
+
+from linnaeus.predictor import Predictor
+from linnaeus.runs import train
+
+
+class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
+    """An image classifier with scikit-learn's manners.
+
+    Args:
+        model, epochs, budget, batch_size, lr, image_size, threads: as in `linnaeus settings`; "auto" is chosen by
+            the data.
+        random_state: the seed.
+        settings: any other settings, by name.
+
+    `fit` takes as X an array uint8 (N, H, W[, C]), PIL images, arrays of different sizes or paths, and as y labels
+    of any kind. All of X is learned from, less 15 % that are held back to choose by.
+
+    Attributes after `fit`:
+        classes_: the distinct labels, sorted. predictor_: the Predictor that answers. scores_: on what was held back.
+    """
+
+    def __init__(
+        self,
+        model: str = "auto",
+        *,
+        epochs: int | str = "auto",
+        budget: float | str = "auto",
+        batch_size: int | str = "auto",
+        lr: float | str = "auto",
+        image_size: int | str = "auto",
+        threads: int | str = "auto",
+        random_state: int = 0,
+        settings: dict[str, Any] | None = None,
+    ) -> None:
+        self.model = model
+        self.epochs = epochs
+        self.budget = budget
+        self.batch_size = batch_size
+        self.lr = lr
+        self.image_size = image_size
+        self.threads = threads
+        self.random_state = random_state
+        self.settings = settings
+
+    def fit(self, X: Any, y: Sequence[Any] | NDArray[Any]) -> Self:  # noqa: N803  (scikit-learn's name)
+        """Train on images and labels. Raises DataError for fewer than two classes or classes too small to split."""
+        labels = np.asarray(y)
+        self.classes_, numbers = np.unique(labels, return_inverse=True)
+        # Numbers as labels keep the classes in the order of classes_, whatever their type.
+        width = len(str(len(self.classes_)))
+        names = [f"{number:0{width}d}" for number in numbers]
+        folder = Path(tempfile.mkdtemp(prefix="linnaeus-"))
+        try:
+            result = train((X, names), out=folder / "run", **self._run_settings())
+            self.predictor_ = Predictor(result.bundle)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        self.scores_ = result.scores.get("val")
+        return self
+
+    def predict_proba(self, X: Any) -> NDArray[np.float32]:  # noqa: N803
+        """Return probabilities float32 (N, K), columns in the order of `classes_`."""
+        check_is_fitted(self, "predictor_")
+        return self.predictor_.predict(X).probabilities
+
+    def predict(self, X: Any) -> NDArray[Any]:  # noqa: N803
+        """Return the most probable label of each image, of the kind that `fit` was given."""
+        chosen: NDArray[Any] = self.classes_[self.predict_proba(X).argmax(axis=1)]
+        return chosen
+
+    def _run_settings(self) -> dict[str, Any]:
+        names = ("model", "epochs", "budget", "batch_size", "lr", "image_size", "threads")
+        given = {name: getattr(self, name) for name in names}
+        return {**given, "seed": self.random_state, "test_fraction": 0.0, **(self.settings or {})}

@@ -1,0 +1,1 @@
+"""How good a classifier is: scores with intervals, from probabilities and labels alone."""

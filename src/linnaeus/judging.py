@@ -1,0 +1,122 @@
+"""Judging a bundle: the same Predictor that answers users answers for labelled images, and is scored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from linnaeus.bundle import Bundle
+from linnaeus.config import Settings
+from linnaeus.data.preparation import Dataset, build_dataset
+from linnaeus.data.sources import Columns, Source, open_source
+from linnaeus.display import Display, Silent
+from linnaeus.errors import DataError, SettingError
+from linnaeus.evaluation.metrics import score
+from linnaeus.predictor import Predictor
+from linnaeus.results import SPLITS, Scores
+
+_BLOCK = 256
+PARTS = ("auto", "all", *SPLITS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """A bundle's answers for some labelled images.
+
+    Attributes:
+        part: which part of the data they are. indices: int64 (n,), their numbers in the source.
+        labels: int64 (n,). probabilities: float32 (n, K).
+    """
+
+    part: str
+    scores: Scores
+    indices: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    probabilities: NDArray[np.float32]
+
+
+def judge_part(predictor: Predictor, dataset: Dataset, part: str, *, display: Display) -> Judgement:
+    """Classify all images of a part of a data set and score the answers. Raises DataError if it has none."""
+    indices = dataset.indices(part)
+    return judge_images(predictor, dataset, indices, part=part, display=display)
+
+
+def judge_images(
+    predictor: Predictor, dataset: Dataset, indices: NDArray[np.int64], *, part: str, display: Display
+) -> Judgement:
+    """Classify some images of a data set and score the answers. Raises DataError if there are none."""
+    if not len(indices):
+        raise DataError(f"images in the part {part!r}", got="none", fix="Choose another with --split.")
+    blocks = []
+    with display.progress(f"judging {part}") as advance:
+        for start in range(0, len(indices), _BLOCK):
+            blocks.append(predictor.predict_pixels(dataset.prepared.pixels.take(indices[start : start + _BLOCK])))
+            advance(start + len(blocks[-1]), len(indices))
+    probabilities, labels = np.concatenate(blocks), dataset.source.labels[indices]
+    scores = score(probabilities, labels, predictor.classes)
+    return Judgement(part=part, scores=scores, indices=indices, labels=labels, probabilities=probabilities)
+
+
+def evaluate(
+    bundle: str | Path | Bundle, data: Any, *, split: str = "auto", display: Display | None = None
+) -> Judgement:
+    """Score a bundle on labelled images.
+
+    Args:
+        bundle: a bundle or a run folder. data: whatever `train` takes.
+        split: "train", "val", "test", "all", or "auto": the test part of data that are split or that the bundle was
+            trained on, and all images of any others.
+
+    Raises:
+        DataError: the data have a class that the bundle does not know, or no image in the part.
+    """
+    if split not in PARTS:
+        raise SettingError(f"split to be one of {', '.join(PARTS)}", got=repr(split), fix="Choose one of them.")
+    predictor = Predictor(bundle)
+    settings = Settings.of({k: v for k, v in predictor.bundle.recipe.items() if k in _NEEDED})
+    told = display or Silent()
+    source = match_classes(open_source(data, columns=columns_of(settings)), predictor.classes)
+    dataset = _prepare(source, predictor.bundle, settings, told)
+    if not dataset.own_parts and dataset.prepared.fingerprint == predictor.bundle.facts.get("fingerprint"):
+        dataset = build_dataset(source, predictor.bundle.preprocess, settings)
+    elif not dataset.own_parts and split in SPLITS:
+        got = "data without parts that the bundle was not trained on"
+        raise DataError(f"data with a part {split!r}", got=got, fix="Use --split all.")
+    part = split if split != "auto" else "test" if len(dataset.indices("test")) else "all"
+    return judge_part(predictor, dataset, part, display=told)
+
+
+_NEEDED = ("val_fraction", "test_fraction", "seed", "max_bad", "cache_limit", "path_column", "label_column",
+           "split_column", "group_column")  # fmt: skip
+
+
+def _prepare(source: Source, bundle: Bundle, settings: Settings, display: Display) -> Dataset:
+    with display.progress("reading images") as advance:
+        return build_dataset(source, bundle.preprocess, settings, divide=source.split is not None, progress=advance)
+
+
+def columns_of(settings: Settings) -> Columns:
+    """Return the names of a table's columns that the settings give."""
+    return Columns(
+        path=settings.path_column,
+        label=settings.label_column,
+        split=settings.split_column,
+        group=settings.group_column,
+    )
+
+
+def match_classes(source: Source, classes: tuple[str, ...]) -> Source:
+    """Renumber a source's labels after a bundle's classes, by name. Raises DataError for one that it does not know."""
+    unknown = [name for name in source.classes if name not in classes]
+    if unknown:
+        raise DataError(
+            f"only classes that the bundle knows ({', '.join(classes[:20])})",
+            got=f"the data's {', '.join(map(repr, unknown[:20]))}",
+            fix="Rename or remove these, or train on these data.",
+        )
+    numbers = np.array([classes.index(name) for name in source.classes], dtype=np.int64)
+    return replace(source, classes=classes, labels=numbers[source.labels])

@@ -1,0 +1,341 @@
+"""How a run learns: a head on frozen features first where there are pretrained ones, then the loop."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import time
+from dataclasses import dataclass, field
+
+import torch
+
+from linnaeus.compression.export import to_onnx
+from linnaeus.config import Settings
+from linnaeus.data.augment import Augment
+from linnaeus.data.loaders import Batch, Loader
+from linnaeus.data.preparation import Dataset
+from linnaeus.display import Display
+from linnaeus.models.folding import Folded, fold_norms, unfold_norms
+from linnaeus.models.registry import Blueprint, Classifier, Entry
+from linnaeus.results import EpochResult
+from linnaeus.runfolder import RunFolder
+from linnaeus.runtime import Interrupts, World, autocast
+from linnaeus.training.checkpoint import Best, State, copy_weights, load_state, save_state
+from linnaeus.training.loop import Hooks, Plan, fit, judge
+from linnaeus.training.optim import Rule, Schedule, make_optimizer
+from linnaeus.training.probe import Extract, Features, Head, extract_features, fit_head, fit_logistic, open_extractor
+from linnaeus.training.tasks import Normalizer, Supervised
+from linnaeus.training.tracking import Tracker
+
+PENALTIES = (1e-3, 3e-3, 1e-2, 3e-2)
+_FEATURE_BATCH = 16
+_JUDGE_BATCH = 256
+_HEAD_FACTOR = 3.0
+_FINISH_SECONDS = 2.5  # to export, prove and write a bundle and a report, judging aside
+_JUDGING_SHARE = 0.25  # of a budget that judging may take, before it is done on a sample
+
+
+@dataclass(kw_only=True)
+class Learner:
+    """A network with its data and all that training it needs. `learn` fills in the rest.
+
+    Attributes:
+        state: what training came to. ended: why it ended, as `fit` says, or "head" if only the head was fitted.
+        held_out: the parts that the kept weights did not learn from.
+        norms: the batch norms that were folded into the convolutions for the time of training.
+        judge_at_most: images of each part to judge on, 0 for all. notes: sentences for the report.
+    """
+
+    settings: Settings
+    dataset: Dataset
+    entry: Entry
+    blueprint: Blueprint
+    model: Classifier
+    device: torch.device
+    world: World
+    display: Display
+    interrupts: Interrupts
+    started: float
+    folder: RunFolder | None
+    state: State = field(init=False)
+    norms: Folded = field(default_factory=dict)
+    ended: str = "done"
+    held_out: tuple[str, ...] = ("val", "test")
+    judge_at_most: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def normalize(self) -> Normalizer:
+        """What turns pixels into the network's input."""
+        return Normalizer(self.dataset.preprocess, self.device)
+
+    def seconds_left(self, images_per_second: float) -> float:
+        """Return how much of the budget is left for learning, judging at this speed put aside."""
+        if not self.settings.budget:
+            return math.inf
+        # What is held out is judged once at the end; validation once more when training ends.
+        to_judge = sum(len(self.dataset.indices(part)) for part in (*self.held_out, "val"))
+        judging = to_judge / images_per_second if images_per_second else 0.0
+        most = _JUDGING_SHARE * self.settings.budget
+        if judging > most:
+            self.judge_at_most = max(100, int(most * images_per_second / len(self.held_out)))
+            judging = most
+        spent = time.perf_counter() - self.started
+        return float(self.settings.budget) - spent - judging - _FINISH_SECONDS
+
+    def loader(self, part: str, *, batch_size: int, shuffle: bool = False, augment: Augment | None = None) -> Loader:
+        """Return a loader of a part of the data, for this process."""
+        return Loader(
+            pixels=self.dataset.prepared.pixels,
+            labels=self.dataset.source.labels,
+            indices=self.dataset.indices(part),
+            batch_size=batch_size,
+            augment=augment or Augment(),
+            seed=self.settings.seed,
+            shuffle=shuffle,
+            workers=self.settings.workers,
+            rank=self.world.rank,
+            world=self.world.size,
+        )
+
+
+def learn(learner: Learner) -> None:
+    """Train from the run's checkpoint if it has one, else from the start.
+
+    Raises TrainingError when the loss stays non-finite; `learner.state.best` then holds the last good weights.
+    """
+    if learner.settings.pretrained:
+        learner.norms = fold_norms(learner.model)
+    plan = _make_plan(learner)
+    state = learner.state = _new_state(learner, plan)
+    path = learner.folder.checkpoint if learner.folder is not None else None
+    if path is not None and path.is_file():
+        load_state(state, path)
+        if learner.world.leads and learner.folder is not None:
+            learner.folder.write_epochs(state.history)
+    elif learner.settings.pretrained:
+        speed = _fit_probe(learner)
+        plan = _make_plan(learner, speed=speed)
+        if plan.time_limit < 0.1 * learner.settings.budget:
+            learner.ended = "head"
+            return
+    learner.interrupts.patient = True
+    try:
+        learner.ended = _run_loop(learner, plan)
+    finally:
+        if state.best is None:  # cut short in the first epoch: what there is, is what is kept
+            state.best = Best(weights=copy_weights(state.judged), accuracy=0.0, loss=math.inf)
+
+
+def take_best(learner: Learner) -> Classifier:
+    """Return the network with the best weights that training found, on the CPU, as it was built."""
+    assert learner.state.best is not None
+    model = learner.model.cpu().to(memory_format=torch.contiguous_format)
+    model.load_state_dict(learner.state.best.weights)
+    unfold_norms(model, {name: norm.cpu() for name, norm in learner.norms.items()})
+    return model
+
+
+def _make_plan(learner: Learner, *, speed: float = 0.0) -> Plan:
+    settings = learner.settings
+    limit = math.inf
+    if settings.budget:
+        limit = max(1e-3, learner.seconds_left(speed or _measure_speed(learner)))
+    return Plan(
+        rule=Rule(
+            optimizer=settings.optimizer,
+            lr=settings.lr,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            head_factor=_HEAD_FACTOR if settings.pretrained else 1.0,
+        ),
+        schedule=Schedule(shape=settings.schedule, warmup=settings.warmup),
+        epochs=settings.epochs,
+        time_limit=limit,
+        accumulate=settings.accumulate,
+        clip_norm=settings.clip_norm,
+        ema=settings.ema,
+        patience=settings.patience,
+        freeze_norms=bool(settings.pretrained),
+        precision=settings.precision,
+        seed=settings.seed,
+        checkpoint_every=settings.checkpoint_every,
+        device=learner.device,
+        world=learner.world,
+    )
+
+
+def _new_state(learner: Learner, plan: Plan) -> State:
+    model = learner.model
+    return State(
+        model=model,
+        optimizer=make_optimizer(model, plan.rule, head=model.head),
+        average=copy.deepcopy(model).eval() if plan.ema else None,
+        scaler=torch.amp.GradScaler(learner.device.type) if plan.precision == "fp16" else None,
+    )
+
+
+@torch.inference_mode()
+def _measure_speed(learner: Learner) -> float:
+    """Return how many images a second the network judges, from one batch."""
+    indices = learner.dataset.indices("train")[:128]
+    pixels = torch.from_numpy(learner.dataset.prepared.pixels.take(indices).copy()).permute(0, 3, 1, 2)
+    images = learner.normalize(pixels.to(learner.device))
+    learner.model.eval()(images[:8])
+    start = time.perf_counter()
+    learner.model(images)
+    return len(images) / (time.perf_counter() - start)
+
+
+def _run_loop(learner: Learner, plan: Plan) -> str:
+    settings, state = learner.settings, learner.state
+    smoothing = settings.label_smoothing
+    task = Supervised(normalize=learner.normalize, smoothing=smoothing)
+    loader = learner.loader("train", batch_size=settings.batch_size, shuffle=True, augment=_augment(settings))
+    tracker = Tracker(learner.folder.path / "tensorboard") if learner.world.leads and learner.folder else None
+    hooks = _make_hooks(learner, plan, tracker)
+    try:
+        return fit(state, task, loader, plan, hooks)
+    finally:
+        if tracker is not None:
+            tracker.close()
+
+
+def _make_hooks(learner: Learner, plan: Plan, tracker: Tracker | None) -> Hooks:
+    val = learner.loader("val", batch_size=_JUDGE_BATCH if learner.blueprint.size <= 64 else 32)
+
+    def save(state: State) -> None:
+        if tracker is not None and learner.folder is not None:
+            save_state(state, learner.folder.checkpoint)
+
+    def on_epoch(result: EpochResult) -> bool:
+        learner.display.epoch(result)
+        if tracker is not None and learner.folder is not None:
+            learner.folder.append_epoch(result)
+            tracker.write(result)
+        return False
+
+    return Hooks(
+        judge=lambda network: judge(network, val, learner.normalize, plan),
+        save=save,
+        on_epoch=on_epoch,
+        interrupted=lambda: learner.interrupts.caught != 0,
+        watch=lambda batches, total: learner.display.watch(batches, total, f"epoch {learner.state.epoch + 1}"),
+    )
+
+
+def _augment(settings: Settings) -> Augment:
+    return Augment(
+        flip=settings.flip,
+        shift=settings.shift,
+        rotate=settings.rotate,
+        crop=settings.crop,
+        colour=settings.colour,
+        erase=settings.erase,
+    )
+
+
+class _Body(torch.nn.Module):
+    """A network up to its features."""
+
+    def __init__(self, model: Classifier) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the features float (N, D)."""
+        return self.model.features(images)
+
+
+def _fit_probe(learner: Learner) -> float:
+    """Fit the head on features of the frozen network. Returns how many images a second it computed."""
+    start = time.perf_counter()
+    extract = _open_extractor(learner)
+    val, _ = _extract(learner, "val", extract, until=_JUDGING_SHARE)
+    train, speed = _extract(learner, "train", extract, until=1.0)
+    head = fit_head(train, val, classes=learner.blueprint.classes, penalties=PENALTIES)
+    if learner.settings.budget and learner.seconds_left(speed) < 0.1 * learner.settings.budget:
+        # No time to fine-tune: validation has served its purpose, and its images teach the head too.
+        weight, bias = fit_logistic(train.join(val), classes=learner.blueprint.classes, penalty=head.penalty)
+        learner.held_out = ("test",)
+        learner.notes.append(
+            "The head was fitted on the training and the validation images, after choosing on the latter."
+        )
+        _set_head(learner, weight, bias)
+    else:
+        _set_head(learner, head.weight, head.bias)
+    _remember_probe(learner, head, speed, time.perf_counter() - start)
+    return speed
+
+
+def _open_extractor(learner: Learner) -> Extract:
+    body = _Body(learner.model).eval()
+    if learner.device.type == "cpu":
+        channels, size = learner.blueprint.channels, learner.blueprint.size
+        return open_extractor(to_onnx(body, channels=channels, size=size), threads=learner.settings.threads)
+
+    def extract(images: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode(), autocast(learner.device, learner.settings.precision):
+            features: torch.Tensor = body(images.to(learner.device))
+        return features.float().cpu()
+
+    return extract
+
+
+def _extract(learner: Learner, part: str, extract: Extract, *, until: float) -> tuple[Features, float]:
+    """Compute features of a part, of as many images as the share `until` of the time left allows, and the speed."""
+    # In random order, so that those that the time allows are a fair sample.
+    loader = learner.loader(part, batch_size=_FEATURE_BATCH, shuffle=True)
+    # Every process computes all features: the head must be the same in all.
+    loader = dataclasses.replace(loader, rank=0, world=1)
+    normalize = Normalizer(learner.dataset.preprocess, torch.device("cpu"))
+    start, done = time.perf_counter(), 0
+    left = learner.seconds_left(0.0) * until
+
+    with learner.display.progress(f"features of {part}") as advance:
+
+        def watch(batch: Batch) -> bool:
+            nonlocal done
+            done += len(batch.labels)
+            advance(done, len(loader.indices))
+            spent = time.perf_counter() - start
+            return spent < min(left, learner.seconds_left(done / spent) + spent)
+
+        features = extract_features(loader, normalize, extract, watch=watch)
+    if done < len(loader.indices):
+        learner.notes.append(f"The budget allowed features of {done:,} of {len(loader.indices):,} {part} images.")
+    return features, done / (time.perf_counter() - start)
+
+
+def _set_head(learner: Learner, weight: torch.Tensor, bias: torch.Tensor) -> None:
+    head = learner.model.head
+    assert isinstance(head, torch.nn.Linear)
+    with torch.no_grad():
+        head.weight.copy_(weight)
+        head.bias.copy_(bias)
+    if learner.state.average is not None:
+        learner.state.average.load_state_dict(learner.model.state_dict())
+
+
+def _remember_probe(learner: Learner, head: Head, speed: float, seconds: float) -> None:
+    state = learner.state
+    state.best = Best(weights=copy_weights(state.model), accuracy=head.accuracy, loss=head.loss)
+    result = EpochResult(
+        stage="head",
+        epoch=0,
+        step=0,
+        seconds=seconds,
+        learning_rate=0.0,
+        train_loss=math.nan,
+        train_accuracy=math.nan,
+        val_loss=head.loss,
+        val_accuracy=head.accuracy,
+        images_per_second=speed,
+        best=True,
+    )
+    state.history.append(result)
+    learner.display.epoch(result)
+    if learner.world.leads and learner.folder is not None:
+        learner.folder.append_epoch(result)
+        save_state(state, learner.folder.checkpoint)

@@ -1,0 +1,1 @@
+"""Networks. A family is one file; `registry` knows them all."""

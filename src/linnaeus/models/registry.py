@@ -1,0 +1,140 @@
+"""One contract for every network, and the list of those there are.
+
+A network is a `Classifier`: `features` turns normalized images into one vector each, `head` turns the vector into
+logits, and `reset_head` gives it new classes. A family registers its networks with `@register`.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from linnaeus.errors import ModelError, suggest
+
+
+class Classifier(nn.Module):
+    """A network in two parts.
+
+    Args:
+        body: maps float (N, C, H, W) to features float (N, D).
+        width: D.
+        classes: K, the number of logits.
+    """
+
+    def __init__(self, body: nn.Module, width: int, classes: int) -> None:
+        super().__init__()
+        self.body = body
+        self.width = width
+        self.head: nn.Module = nn.Linear(width, classes)
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """Return float (N, D): what the head sees of images float (N, C, H, W)."""
+        features: torch.Tensor = self.body(images)
+        return features
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return logits float (N, K) of images float (N, C, H, W)."""
+        logits: torch.Tensor = self.head(self.features(images))
+        return logits
+
+    def reset_head(self, classes: int) -> None:
+        """Replace the head by a fresh one for this number of classes."""
+        self.head = nn.Linear(self.width, classes)
+
+    def foldable(self) -> list[tuple[str, str]]:
+        """Return the names of each convolution and the batch norm right after it that may be folded into it."""
+        return []
+
+    def published(self) -> nn.Module:
+        """Return the module whose state dict has the names that the architecture was published with."""
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """What is known of a network before it is built.
+
+    Attributes:
+        build: makes it from (classes, channels, size, **options).
+        about: one sentence. smallest: the smallest side of a picture in pixels that it can see.
+        size: the side it was made for, 0 where it adapts to the data.
+        mean, std: what its pretrained weights expect; None where the data's own are taken.
+        weights: name of the published weights that can be loaded, "" for none.
+        licence: of those weights. timm: the name under which timm builds the same network, "" if it has none.
+    """
+
+    name: str
+    build: Callable[..., Classifier]
+    about: str
+    smallest: int = 8
+    size: int = 0
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    interpolation: str = "bilinear"
+    weights: str = ""
+    licence: str = ""
+    timm: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blueprint:
+    """A network's name with all that rebuilds it."""
+
+    name: str
+    classes: int
+    channels: int
+    size: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+_ENTRIES: dict[str, Entry] = {}
+
+
+def register(entry: Entry) -> None:
+    """Make a network known by its name."""
+    _ENTRIES[entry.name] = entry
+
+
+def list_models(pattern: str = "*") -> list[Entry]:
+    """Return the networks whose names match a pattern such as "resnet*", sorted by name."""
+    _load_families()
+    return [entry for name, entry in sorted(_ENTRIES.items()) if fnmatch.fnmatch(name, pattern)]
+
+
+def find_model(name: str) -> Entry:
+    """Return what is known of a network, which may be "timm:NAME". Raises ModelError with the nearest names."""
+    _load_families()
+    if name in _ENTRIES:
+        return _ENTRIES[name]
+    if name.startswith("timm:"):
+        from linnaeus.models import external
+
+        return external.describe(name)
+    raise ModelError("a model that `linnaeus models` lists, or timm:NAME", got=repr(name), fix=suggest(name, _ENTRIES))
+
+
+def create_model(blueprint: Blueprint) -> Classifier:
+    """Build a network with fresh weights. Raises ModelError for a picture too small for it."""
+    entry = find_model(blueprint.name)
+    if blueprint.size < entry.smallest:
+        raise ModelError(
+            f"pictures of at least {entry.smallest} pixels for {entry.name}",
+            got=f"image_size={blueprint.size}",
+            fix=f"Set image_size={entry.smallest} or larger, or choose another model.",
+        )
+    return entry.build(blueprint.classes, blueprint.channels, blueprint.size, **blueprint.options)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of weights."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _load_families() -> None:
+    """Import the families, each of which registers its networks."""
+    from linnaeus.models import efficientnet, fast, plain, resnet  # noqa: F401  (imported for what they register)

@@ -1,0 +1,156 @@
+"""Predictor: a bundle that answers. ONNX Runtime, NumPy and Pillow only; the same code judges, predicts and serves."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from linnaeus.bundle import Bundle, read_bundle
+from linnaeus.errors import BundleError, DataError, ImageError
+from linnaeus.results import BadImage, Predictions
+
+BATCH = 32
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+
+
+class Predictor:
+    """Answers for images with the classes of one bundle.
+
+    Args:
+        bundle: a Bundle, or the path of a bundle or of a run folder.
+        threads: CPU threads for the network; 0 leaves the choice to ONNX Runtime.
+
+    The answer for an image does not depend on which other images are in its batch.
+    """
+
+    def __init__(self, bundle: Bundle | str | Path, *, threads: int = 0) -> None:
+        self.bundle = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
+        self._session = _open_session(self.bundle, threads)
+        self._input = self._session.get_inputs()[0].name
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The K class names, in the order of the probabilities."""
+        return self.bundle.classes
+
+    def predict(self, images: Any) -> Predictions:
+        """Classify one image or a sequence: paths, bytes, arrays uint8 (H, W[, C]), PIL images.
+
+        Raises ImageError for the first image that cannot be read.
+        """
+        items = [images] if _is_one(images) else list(images)
+        names = [_name(item, i) for i, item in enumerate(items)]
+        blocks = []
+        for start in range(0, len(items), BATCH):
+            pixels = np.stack([self._load(item) for item in items[start : start + BATCH]])
+            blocks.append(self.predict_pixels(pixels))
+        probabilities = np.concatenate(blocks) if blocks else np.empty((0, len(self.classes)), np.float32)
+        return Predictions(classes=self.classes, probabilities=probabilities, names=tuple(names))
+
+    def stream(self, paths: Iterable[str], *, on_bad: Callable[[BadImage], None]) -> Iterator[Predictions]:
+        """Classify files batch by batch in constant memory; an unreadable one goes to `on_bad` and is left out."""
+        pending = iter(paths)
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            while names := list(islice(pending, BATCH)):
+                loaded = list(pool.map(self._try_load, names))
+                for result in loaded:
+                    if isinstance(result, BadImage):
+                        on_bad(result)
+                good = [(n, x) for n, x in zip(names, loaded) if not isinstance(x, BadImage)]
+                if good:
+                    probabilities = self.predict_pixels(np.stack([x for _, x in good]))
+                    yield Predictions(
+                        classes=self.classes, probabilities=probabilities, names=tuple(n for n, _ in good)
+                    )
+
+    def predict_pixels(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return probabilities float32 (N, K) for prepared pixels uint8 (N, height, width, channels)."""
+        blocks = [
+            _softmax(self.logits(self.bundle.preprocess.normalize(pixels[start : start + BATCH])))
+            for start in range(0, len(pixels), BATCH)
+        ]
+        return np.concatenate(blocks) if blocks else np.empty((0, len(self.classes)), np.float32)
+
+    def logits(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the network's raw output float32 (N, K) for a normalized batch float32 (N, C, H, W)."""
+        output: NDArray[np.float32] = self._session.run(None, {self._input: batch})[0]
+        return output
+
+    def _load(self, item: Any) -> NDArray[np.uint8]:
+        return self.bundle.preprocess.load(item)
+
+    def _try_load(self, path: str) -> NDArray[np.uint8] | BadImage:
+        try:
+            return self._load(path)
+        except ImageError as error:
+            return BadImage(path=path, reason=error.got)
+
+
+def load(bundle: str | Path, *, threads: int = 0) -> Predictor:
+    """Open a bundle or a run folder to predict with. Raises BundleError."""
+    return Predictor(bundle, threads=threads)
+
+
+def expand_paths(patterns: Sequence[str]) -> list[str]:
+    """Return the image files that names, folders and glob patterns stand for. Raises DataError where none match."""
+    found: list[str] = []
+    for pattern in patterns:
+        if os.path.isdir(pattern):
+            matches = sorted(_pictures_below(pattern))
+        elif os.path.exists(pattern):
+            matches = [pattern]
+        else:
+            matches = sorted(glob.glob(pattern, recursive=True))
+        if not matches:
+            raise DataError("an image, a folder of images or a pattern", got=repr(pattern), fix="Check the path.")
+        found += matches
+    return found
+
+
+def _pictures_below(folder: str) -> Iterator[str]:
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith("."):
+                yield os.path.join(place, name)
+
+
+def _open_session(bundle: Bundle, threads: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    try:
+        # From memory, not from a path: a file's external data would otherwise be read from anywhere on the disk.
+        data = bundle.onnx_file.read_bytes()
+        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime raises many unrelated types for a model that it cannot run
+        raise BundleError(
+            f"a network that ONNX Runtime {onnxruntime.__version__} can run in {bundle.onnx_file}",
+            got=str(error).splitlines()[0][:200],
+            fix="Run: pip install --upgrade onnxruntime, or write the bundle anew.",
+        ) from None
+
+
+def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities: NDArray[np.float32] = shifted / shifted.sum(axis=1, keepdims=True)
+    return probabilities
+
+
+def _is_one(images: Any) -> bool:
+    if isinstance(images, np.ndarray):
+        return images.ndim == 2 or (images.ndim == 3 and images.shape[-1] in (1, 3, 4))
+    return isinstance(images, (str, bytes, os.PathLike)) or hasattr(images, "getbands")
+
+
+def _name(item: Any, index: int) -> str:
+    return os.fspath(item) if isinstance(item, (str, os.PathLike)) else f"image {index}"

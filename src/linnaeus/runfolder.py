@@ -1,0 +1,157 @@
+"""The folder of one run: what lies where in it, and that only one process writes it.
+
+bundle/          the trained classifier
+config.toml      every setting, resolved
+run.json         what was trained on what, to resume by
+metrics.jsonl    one line per epoch
+report.html      for people; report.json: the same facts for programs
+checkpoints/     last.safetensors, the whole state of training
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from linnaeus.config import Settings
+from linnaeus.errors import RunError
+from linnaeus.results import EpochResult
+from linnaeus.storage import append_line, storage_errors, write_file
+
+
+@dataclass(kw_only=True)
+class RunFolder:
+    """One run on disk, locked for this process until `close` or the process's end, however it ends."""
+
+    path: Path
+    lock: IO[str] | None = None
+
+    @property
+    def bundle(self) -> Path:
+        """The trained classifier's folder."""
+        return self.path / "bundle"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The whole state of training."""
+        return self.path / "checkpoints" / "last.safetensors"
+
+    @property
+    def report(self) -> Path:
+        """The page for people."""
+        return self.path / "report.html"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return bool(self.facts().get("finished"))
+
+    def settings(self) -> Settings:
+        """Return the settings that the run uses. Raises RunError."""
+        try:
+            return Settings.from_toml((self.path / "config.toml").read_text(encoding="utf-8"))
+        except OSError:
+            raise _not_a_run(self.path) from None
+
+    def facts(self) -> dict[str, Any]:
+        """Return what run.json says. Raises RunError."""
+        try:
+            facts: dict[str, Any] = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            raise _not_a_run(self.path) from None
+        return facts
+
+    def write_settings(self, settings: Settings) -> None:
+        """Write config.toml."""
+        write_file(self.path / "config.toml", settings.to_toml())
+
+    def write_facts(self, facts: Mapping[str, Any]) -> None:
+        """Write run.json."""
+        write_file(self.path / "run.json", json.dumps(facts, indent=2) + "\n")
+
+    def write_epochs(self, epochs: Sequence[EpochResult]) -> None:
+        """Write metrics.jsonl anew, as a resumed run does."""
+        write_file(self.path / "metrics.jsonl", "".join(json.dumps(to_json(epoch)) + "\n" for epoch in epochs))
+
+    def append_epoch(self, epoch: EpochResult) -> None:
+        """Add one line to metrics.jsonl."""
+        append_line(self.path / "metrics.jsonl", json.dumps(to_json(epoch)))
+
+    def close(self) -> None:
+        """Let other processes write the folder."""
+        if self.lock is not None:
+            self.lock.close()
+
+
+def check_free(out: str | Path | None) -> None:
+    """Raise RunError if a new run must not be written to this folder."""
+    path = Path(out) if out is not None else None
+    if path is not None and path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        fix = f"Choose another folder, or go on with it: linnaeus train --resume {path}"
+        raise RunError("an output folder that does not exist or is empty", got=f"{str(path)!r}, in use", fix=fix)
+
+
+def create_run(out: str | Path | None, name: str) -> RunFolder:
+    """Make a new run's folder: `out`, or the next free runs/NAME-1, ... Raises RunError if it is in use."""
+    check_free(out)
+    path = Path(out) if out is not None else _next_free(name)
+    with storage_errors(path):
+        (path / "checkpoints").mkdir(parents=True)
+    return _lock(path)
+
+
+def open_run(path: str | Path) -> RunFolder:
+    """Open a run's folder to go on with it. Raises RunError if it is none or another process writes it."""
+    folder = Path(path)
+    if not (folder / "config.toml").is_file():
+        raise _not_a_run(folder)
+    return _lock(folder)
+
+
+def read_report(path: str | Path) -> dict[str, Any]:
+    """Return the facts that a run's report.json holds. Raises RunError if it has none."""
+    file = Path(path) / "report.json"
+    try:
+        report: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        got = f"{str(path)!r}, without a readable report.json"
+        raise RunError("the folder of a run that came to its report", got=got, fix="Name a run's folder.") from None
+    return report
+
+
+def to_json(epoch: EpochResult) -> dict[str, Any]:
+    """Return an epoch's result as JSON values: what was not measured is null."""
+    values = asdict(epoch).items()
+    return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values}
+
+
+def _next_free(name: str) -> Path:
+    number = 1
+    while (path := Path("runs") / f"{name}-{number}").exists():
+        number += 1
+    return path
+
+
+def _lock(path: Path) -> RunFolder:
+    with storage_errors(path):
+        stream = (path / ".lock").open("w")
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        stream.close()
+        got = f"{str(path)!r}, which another process writes"
+        raise RunError("a run folder that is free", got=got, fix="Wait for it to end, or choose another.") from None
+    return RunFolder(path=path, lock=stream)
+
+
+def _not_a_run(path: Path) -> RunError:
+    return RunError(
+        "a run folder with config.toml and run.json",
+        got=f"{str(path)!r}",
+        fix="Name the folder that `linnaeus train` wrote.",
+    )

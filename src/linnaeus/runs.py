@@ -1,0 +1,327 @@
+"""The only place where names become objects: settings -> parts -> fit -> judged bundle and report in a run folder."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from linnaeus.config import AUTO, Settings
+from linnaeus.data.preparation import Dataset, build_dataset
+from linnaeus.data.sources import Source, open_source
+from linnaeus.data.survey import Survey, survey
+from linnaeus.delivery import Delivery, Product, deliver
+from linnaeus.display import Display, Silent
+from linnaeus.errors import DataError, RunError, TrainingError
+from linnaeus.judging import columns_of
+from linnaeus.learning import Learner, learn, take_best
+from linnaeus.models.registry import Blueprint, Classifier, Entry, create_model, find_model
+from linnaeus.models.weights import load_pretrained
+from linnaeus.recipes import Chooser, Situation, choose_model, choose_preprocess, choose_training
+from linnaeus.reporting.summary import Story, write_report
+from linnaeus.results import Choice, RunResult
+from linnaeus.runfolder import RunFolder, check_free, create_run, open_run
+from linnaeus.runtime import (
+    Interrupts,
+    World,
+    autocast,
+    available_cores,
+    choose_device,
+    choose_precision,
+    choose_threads,
+    join_world,
+    keep_memory,
+    list_versions,
+    seed_all,
+)
+from linnaeus.training.tasks import Normalizer
+
+
+@dataclass(kw_only=True)
+class Run:
+    """One run and its parts, as they come to be.
+
+    Attributes:
+        started: when the user asked, on the clock of time.perf_counter; a budget counts from then.
+        folder: where the run is written; None in all processes but the first.
+    """
+
+    data: Any
+    chooser: Chooser
+    display: Display
+    interrupts: Interrupts
+    world: World
+    started: float
+    folder: RunFolder | None = None
+    timing: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> Settings:
+        """The settings as far as they are chosen."""
+        return self.chooser.settings
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the time that the block takes to the account of a stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.timing[stage] = self.timing.get(stage, 0.0) + time.perf_counter() - start
+
+
+def train(
+    data: Any = None,
+    *,
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    display: Display | None = None,
+    started: float | None = None,
+    **settings: Any,
+) -> RunResult:
+    """Train a classifier on labelled images, judge it, and write its run folder.
+
+    Args:
+        data: a folder, a CSV or Parquet table, an .npz file, a named set, or a pair (images, labels).
+        out: the run's folder, new or empty; by default the next free runs/NAME-1, runs/NAME-2, ...
+        resume: the folder of a run to go on with, which keeps its settings and, unless given, its data.
+        display: where the run speaks to; silent by default.
+        settings: any of `Settings`, by name.
+
+    Raises:
+        LinnaeusError: whatever is wrong with the data, the settings or the disk, before anything is overwritten.
+    """
+    begun = time.perf_counter() if started is None else started
+    with join_world() as world, Interrupts() as interrupts:
+        told = display if display is not None and world.leads else Silent()
+        chooser = Chooser(settings=Settings.of(settings), tell=told.choice)
+        run = Run(data=data, chooser=chooser, display=told, interrupts=interrupts, world=world, started=begun)
+        try:
+            return _resume(run, Path(resume), settings) if resume is not None else _begin(run, out)
+        finally:
+            if run.folder is not None:
+                run.folder.close()
+
+
+def _begin(run: Run, out: str | Path | None) -> RunResult:
+    if run.data is None:
+        raise DataError("data to train on", got="none", fix="Name a folder: linnaeus train FOLDER")
+    check_free(out)
+    keep_memory()
+    source = open_source(run.data, columns=columns_of(run.settings))
+    dataset, entry, look = _prepare_data(run, source)
+    if run.world.leads:
+        run.folder = create_run(out, source.name)
+    return _carry_out(run, dataset, entry, look)
+
+
+def _resume(run: Run, path: Path, asked: dict[str, Any]) -> RunResult:
+    """Go on with a run: its settings count, not today's defaults."""
+    if asked:
+        names = ", ".join(asked)
+        raise RunError("a resumed run to keep its settings", got=f"new ones: {names}", fix="Leave them out.")
+    keep_memory()
+    folder = open_run(path) if run.world.leads else RunFolder(path=path)
+    run.folder = folder
+    facts = folder.facts()
+    if facts.get("finished"):
+        raise RunError("a run that was interrupted", got=f"{str(path)!r}, which is finished", fix="Start a new run.")
+    run.chooser = Chooser(
+        settings=folder.settings(), choices=[Choice(**choice) for choice in facts["choices"]], tell=run.display.choice
+    )
+    if run.data is None:
+        run.data = facts["data"]
+    if run.data is None:
+        raise DataError("the data of the run, which lay in memory", got="none", fix="Pass them again beside resume.")
+    run.display.say(f"Resuming {path}")
+    source = open_source(run.data, columns=columns_of(run.settings))
+    dataset, entry, look = _prepare_data(run, source)
+    if dataset.prepared.fingerprint != facts["fingerprint"]:
+        raise RunError("the images that the run began with", got="others", fix="Restore them, or start a new run.")
+    return _carry_out(run, dataset, entry, look)
+
+
+def _prepare_data(run: Run, source: Source) -> tuple[Dataset, Entry, Survey]:
+    """Look at the data, choose network and picture size, and read every image once."""
+    run.display.say(f"Data: {source.name}, {len(source):,} images of {len(source.classes)} classes")
+    for note in source.notes:
+        run.display.say(f"  note: {note}")
+    with run.timed("reading images"):
+        look = survey(source)
+        entry = find_model(choose_model(run.chooser, look))
+        preprocess = choose_preprocess(run.chooser, look, entry)
+        with run.display.progress("reading images") as advance:
+            if not run.world.leads:
+                run.world.wait()  # the first process packs, the others find the pack
+            dataset = build_dataset(source, preprocess, run.settings, progress=advance)
+            if run.world.leads:
+                run.world.wait()
+        if not (run.settings.pretrained and entry.mean):
+            dataset = dataset.normalized(*dataset.measure())
+    _tell_parts(run.display, dataset)
+    return dataset, entry, look
+
+
+def _tell_parts(display: Display, dataset: Dataset) -> None:
+    parts = ", ".join(f"{len(dataset.indices(part)):,} {part}" for part in ("train", "val", "test"))
+    display.say(f"Parts: {parts} ({'as given' if dataset.own_parts else 'split by class'})")
+    for image in dataset.prepared.bad:
+        display.say(f"  unreadable, left out: {image.path}: {image.reason}")
+    if dataset.straddling:
+        display.say(f"  warning: {dataset.straddling} identical images lie on more than one side of your split")
+
+
+def _carry_out(run: Run, dataset: Dataset, entry: Entry, look: Survey) -> RunResult:
+    """Build the network, train it, and deliver the best of it, also when training was cut short or failed."""
+    with run.timed("building"):
+        learner = _build_learner(run, dataset, entry, look)
+    if run.folder is not None and run.world.leads:
+        _write_start(run, run.folder, dataset)
+    failure: TrainingError | None = None
+    with run.timed("training"):
+        try:
+            learn(learner)
+        except TrainingError as error:
+            failure = error
+    run.interrupts.patient = True  # a signal from here on waits until the bundle is written
+    result = _finish(run, learner)
+    if failure is not None:
+        raise failure
+    return result
+
+
+def _build_learner(run: Run, dataset: Dataset, entry: Entry, look: Survey) -> Learner:
+    settings, chooser = run.settings, run.chooser
+    device = choose_device(settings.device)
+    chooser.choose("device", device.type, "the fastest that is here")
+    chooser.choose("precision", choose_precision(device), "what this device computes fastest")
+    blueprint = Blueprint(
+        name=entry.name,
+        classes=len(dataset.source.classes),
+        channels=dataset.preprocess.channels,
+        size=dataset.preprocess.height,
+    )
+    now = Situation(
+        images=len(dataset.indices("train")),
+        small=look.small,
+        grey=look.grey,
+        pretrained=bool(run.settings.pretrained),
+        device=device.type,
+    )
+    choose_training(chooser, now)
+    seed_all(run.settings.seed)
+    model = create_model(blueprint)
+    if run.settings.pretrained:
+        load_pretrained(model, entry, blueprint)
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    _set_threads(run, model, dataset, device)
+    assert not run.settings.unresolved(), run.settings.unresolved()
+    return Learner(
+        settings=run.settings, dataset=dataset, entry=entry, blueprint=blueprint, model=model, device=device,
+        world=run.world, display=run.display, interrupts=run.interrupts, started=run.started, folder=run.folder,
+    )  # fmt: skip
+
+
+def _set_threads(run: Run, model: Classifier, dataset: Dataset, device: torch.device) -> None:
+    """Use the threads that the user fixed or that a short trial finds to be faster."""
+    if run.settings.threads == AUTO:
+        if device.type != "cpu" or run.world.size > 1:
+            run.chooser.choose("threads", max(1, available_cores() // run.world.size), "the cores of this process")
+        else:
+            step = _trial_step(run, model, dataset)
+            run.chooser.choose("threads", choose_threads(step), "faster in a trial of a few steps")
+    torch.set_num_threads(run.settings.threads)
+
+
+def _trial_step(run: Run, model: Classifier, dataset: Dataset) -> Any:
+    """Return a step of training on a copy of the network, as the run will do it."""
+    trial = copy.deepcopy(model).train()
+    n = min(run.settings.batch_size, 16 if dataset.preprocess.height > 64 else 128)
+    pixels = torch.zeros(n, dataset.preprocess.channels, dataset.preprocess.height, dataset.preprocess.width)
+    normalize = Normalizer(dataset.preprocess, torch.device("cpu"))
+
+    def step() -> None:
+        with autocast(torch.device("cpu"), run.settings.precision):
+            loss = trial(normalize(pixels)).float().square().mean()
+        loss.backward()
+
+    return step
+
+
+def _write_start(run: Run, folder: RunFolder, dataset: Dataset) -> None:
+    folder.write_settings(run.settings)
+    folder.write_facts(_facts(run, dataset, finished=False))
+
+
+def _facts(run: Run, dataset: Dataset, *, finished: bool) -> dict[str, Any]:
+    data = run.data if isinstance(run.data, str | Path) else None
+    where = str(Path(data).resolve()) if data is not None and Path(data).exists() else data
+    return {
+        "format": 1,
+        "data": None if where is None else str(where),
+        "fingerprint": dataset.prepared.fingerprint,
+        "classes": list(dataset.source.classes),
+        "choices": [asdict(choice) for choice in run.chooser.choices],
+        "finished": finished,
+    }
+
+
+def _finish(run: Run, learner: Learner) -> RunResult:
+    """Deliver the bundle and the report. Only the first process writes; the others come back without scores."""
+    state = learner.state
+    if run.folder is None or not run.world.leads:
+        return RunResult(folder="", bundle="", report="", scores={}, epochs=state.history, choices=run.chooser.choices)
+    with run.timed("judging"):
+        delivery = deliver(_product(learner), run.folder.bundle, display=run.display, at_most=learner.judge_at_most)
+    stopped = learner.ended if learner.ended not in ("done", "time") else ""
+    story = _tell_story(run, learner, delivery, stopped)
+    write_report(run.folder.path, story, learner.dataset, delivery.judgements)
+    if learner.ended != "interrupted":
+        run.folder.write_facts(_facts(run, learner.dataset, finished=True))
+    return RunResult(
+        folder=str(run.folder.path),
+        bundle=str(run.folder.bundle),
+        report=str(run.folder.report),
+        scores={part: judgement.scores for part, judgement in delivery.judgements.items()},
+        epochs=state.history,
+        choices=run.chooser.choices,
+        bad_images=learner.dataset.prepared.bad,
+        stopped_early=stopped,
+        signal=run.interrupts.caught,
+    )
+
+
+def _product(learner: Learner) -> Product:
+    return Product(
+        model=take_best(learner),
+        entry=learner.entry,
+        blueprint=learner.blueprint,
+        dataset=learner.dataset,
+        settings=learner.settings,
+        pretrained=bool(learner.settings.pretrained),
+        held_out=learner.held_out,
+    )
+
+
+def _tell_story(run: Run, learner: Learner, delivery: Delivery, stopped: str) -> Story:
+    assert run.folder is not None
+    total = time.perf_counter() - run.started
+    run.timing["start-up and rest"] = max(0.0, total - sum(run.timing.values()))
+    return Story(
+        folder=str(run.folder.path),
+        model=delivery.model,
+        choices=run.chooser.choices,
+        epochs=learner.state.history,
+        agreement=delivery.agreement.to_dict(),
+        timing=run.timing,
+        settings=run.settings.to_dict(),
+        versions=list_versions(),
+        stopped_early=stopped,
+        notes=learner.notes,
+    )

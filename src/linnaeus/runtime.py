@@ -1,0 +1,212 @@
+"""The machine a run finds itself on: device, precision, threads, processes, and where chance comes from."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import platform
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from linnaeus.errors import SettingError
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+_LARGEST_MMAP_THRESHOLD = 32 * 2**20  # glibc refuses more
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """The processes of one run. One process alone is rank 0 of 1."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that writes and speaks."""
+        return self.rank == 0
+
+    def any(self, flag: bool) -> bool:
+        """Return whether the flag is set in any process, so that all of them act alike."""
+        if self.size == 1:
+            return flag
+        votes = torch.tensor(float(flag))
+        dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+        return bool(votes.item() > 0)
+
+    def sum(self, values: list[float]) -> list[float]:
+        """Return the element-wise sum of the values over all processes."""
+        if self.size == 1:
+            return values
+        total = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(total)
+        return [float(value) for value in total]
+
+    def wait(self) -> None:
+        """Wait until every process has come here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def agree(self, value: float) -> float:
+        """Return rank 0's value in every process."""
+        if self.size == 1:
+            return value
+        shared = torch.tensor(value, dtype=torch.float64)
+        dist.broadcast(shared, src=0)
+        return float(shared.item())
+
+
+@contextlib.contextmanager
+def join_world() -> Iterator[World]:
+    """Join the processes that torchrun started, if it did, and leave them at the end."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield World()
+        return
+    # Gloo carries CPU tensors (flags, counters); NCCL carries a GPU's gradients.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield World(rank=dist.get_rank(), size=size)
+    finally:
+        dist.destroy_process_group()
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of that name, for "auto" the fastest there is. Raises SettingError if it is not there."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(device for device, present in there.items() if present)
+    if not there[name]:
+        raise SettingError(f"a machine with {name}", got="one without it", fix="Use device=cpu or device=auto.")
+    if name == "cuda":
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device(name)
+
+
+def choose_precision(device: torch.device) -> str:
+    """Return the fastest precision that trains safely: bf16 in hardware, else fp16 on CUDA, else fp32.
+
+    A CPU without bf16 instructions emulates it, ten times slower than fp32.
+    """
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if device.type == "cpu" and _cpu_flags() & {"avx512_bf16", "amx_bf16"}:
+        return "bf16"
+    return "fp32"
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    return set(next((line for line in lines if line.startswith("flags")), "").split())
+
+
+def choose_threads(step: Callable[[], object], *, seconds: float = 0.25) -> int:
+    """Time a step with one thread and with all, and return the faster number.
+
+    With the cores taken by other programs, two spinning OpenMP threads can run several times slower than one.
+    """
+    most = available_cores()
+    if most == 1:
+        return 1
+    return min((1, most), key=lambda threads: _time_step(step, threads, seconds))
+
+
+def available_cores() -> int:
+    """Return how many CPU cores this process may use: its affinity, and OMP_NUM_THREADS where that is set."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return min(cores, int(wanted)) if wanted.isdigit() and int(wanted) > 0 else cores
+
+
+def _time_step(step: Callable[[], object], threads: int, seconds: float) -> float:
+    torch.set_num_threads(threads)
+    step()
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        step()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
+    """Return the context in which a network computes in this precision."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=_DTYPES[precision])
+
+
+def seed_all(*numbers: int) -> None:
+    """Set torch's generators from numbers alone, so that dropout at a step does not depend on what ran before."""
+    mixed = 0x9E3779B97F4A7C15
+    for number in numbers:
+        mixed = ((mixed ^ number) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        mixed ^= mixed >> 31
+    torch.manual_seed(mixed & 0x7FFFFFFFFFFFFFFF)
+
+
+def list_versions() -> dict[str, str]:
+    """Return the versions of what a run rests on, by name."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version(), "machine": f"{platform.machine()}, {available_cores()} cores"}
+    for package in ("linnaeus", "torch", "torchvision", "timm", "onnxruntime", "numpy", "pillow"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def keep_memory() -> None:
+    """Tell glibc to keep freed memory for the next tensor, where glibc is.
+
+    By default each large tensor is mapped from the system and given back at once, and its pages are cleared anew
+    at every layer: on a CPU that halves the speed of networks whose activations are large.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked to stop while there was nothing to finish in good order."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+class Interrupts:
+    """Catches Ctrl-C and SIGTERM. While `patient`, the first is only remembered; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self.caught = 0
+        self.patient = False
+
+    def __enter__(self) -> Interrupts:
+        self._before = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _: object) -> None:
+        first, self.caught = self.caught == 0, number
+        if not (self.patient and first):
+            raise Interrupted(number)

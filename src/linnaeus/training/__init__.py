@@ -1,0 +1,1 @@
+"""Learning: losses, optimizers, tasks and the one loop."""

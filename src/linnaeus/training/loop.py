@@ -1,0 +1,302 @@
+"""The one training loop. It knows no data set, no network and no metric by name."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from linnaeus.data.loaders import Batch, Loader
+from linnaeus.errors import TrainingError
+from linnaeus.results import EpochResult
+from linnaeus.runtime import World, autocast, seed_all
+from linnaeus.training.checkpoint import Best, State, Tally, copy_weights
+from linnaeus.training.optim import Rule, Schedule, set_learning_rate
+from linnaeus.training.tasks import Normalizer, StepResult, Task
+
+_BAD_STEPS_IN_A_ROW = 3
+
+Watch = Callable[[Iterable[Batch], int], Iterable[Batch]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How long and how to train.
+
+    Attributes:
+        epochs: after which training ends. time_limit: seconds of training after which it ends all the same; the
+            schedule follows whichever runs out first.
+        patience: epochs without a better result before it stops, 0 for never.
+        freeze_norms: keep the batch statistics of a pretrained network.
+    """
+
+    rule: Rule
+    schedule: Schedule
+    epochs: int
+    time_limit: float = math.inf
+    accumulate: int = 1
+    clip_norm: float = 0.0
+    ema: float = 0.0
+    patience: int = 0
+    freeze_norms: bool = False
+    precision: str = "fp32"
+    seed: int = 0
+    checkpoint_every: float = math.inf
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    world: World = field(default_factory=World)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hooks:
+    """What the loop asks of its surroundings.
+
+    Attributes:
+        judge: returns validation loss and accuracy of a network. save: writes a checkpoint.
+        on_epoch: told of each finished epoch; returns whether to stop. interrupted: whether a signal asked to stop.
+        watch: wraps the batches of an epoch, to show progress.
+    """
+
+    judge: Callable[[nn.Module], tuple[float, float]]
+    save: Callable[[State], None]
+    on_epoch: Callable[[EpochResult], bool]
+    interrupted: Callable[[], bool] = lambda: False
+    watch: Watch = lambda batches, total: batches
+
+
+def fit(state: State, task: Task, loader: Loader, plan: Plan, hooks: Hooks) -> str:
+    """Train from where the state is until the plan ends.
+
+    Returns why it ended: "done", "time", "patience", "stopped" or "interrupted". Raises TrainingError after three
+    non-finite losses in a row; the best weights so far are in `state.best`.
+    """
+    network: nn.Module = state.model
+    if plan.world.size > 1:
+        network = DistributedDataParallel(state.model)
+    session = _Session(state=state, network=network, task=task, loader=loader, plan=plan, hooks=hooks)
+    while state.epoch < plan.epochs:
+        start = time.perf_counter()
+        ended = _train_epoch(session)
+        result = _close_epoch(session, time.perf_counter() - start)
+        if ended != "interrupted":  # the checkpoint of an interruption was taken before the epoch was cut short
+            hooks.save(state)
+        stop = plan.world.any(hooks.on_epoch(result))
+        if ended or stop:
+            return ended or "stopped"
+        if plan.patience and _epochs_since_best(state) >= plan.patience:
+            return "patience"
+    return "done"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Session:
+    """What the steps of one call of `fit` share."""
+
+    state: State
+    network: nn.Module
+    task: Task
+    loader: Loader
+    plan: Plan
+    hooks: Hooks
+    zero: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "zero", time.perf_counter() - self.state.seconds)
+
+    def count_seconds(self) -> None:
+        """Bring the time spent training up to date, judging and saving included."""
+        self.state.seconds = time.perf_counter() - self.zero
+
+    def progress(self) -> float:
+        """Return the share of the run that is done, by steps or by time, whichever is further."""
+        state, plan, steps = self.state, self.plan, self.loader.steps
+        by_steps = (state.epoch * steps + state.batch) / (plan.epochs * steps)
+        return min(1.0, max(by_steps, plan.world.agree(state.seconds) / plan.time_limit))
+
+
+def _train_epoch(session: _Session) -> str:
+    """Train on the rest of the running epoch. Returns "" or why it was cut short."""
+    state, plan, hooks, loader = session.state, session.plan, session.hooks, session.loader
+    _set_mode(session.network, plan)
+    saved = time.perf_counter()
+    with contextlib.closing(loader.batches(state.epoch, start=state.batch)) as batches:
+        for batch in hooks.watch(batches, loader.steps - state.batch):
+            _train_step(session, batch.to(plan.device))
+            state.batch += 1
+            session.count_seconds()
+            if plan.world.any(hooks.interrupted()):
+                hooks.save(state)
+                return "interrupted"
+            if plan.time_limit < math.inf and plan.world.any(state.seconds >= plan.time_limit):
+                return "time"
+            if time.perf_counter() - saved > plan.checkpoint_every:
+                hooks.save(state)
+                saved = time.perf_counter()
+    return ""
+
+
+def _train_step(session: _Session, batch: Batch) -> None:
+    """One optimizer step, or none if the loss is not finite in any process."""
+    state, plan = session.state, session.plan
+    seed_all(plan.seed, state.epoch, state.batch, plan.world.rank)
+    set_learning_rate(state.optimizer, plan.rule.lr * plan.schedule.at(session.progress()))
+    state.optimizer.zero_grad(set_to_none=True)
+    results = _backward(session, batch)
+    state.step += 1
+    if not results:
+        _skip_step(state, batch)
+        return
+    state.bad_steps = 0
+    _follow_gradient(state, plan)
+    for part, result in results:
+        state.tally.loss += float(result.loss.detach()) * len(part.labels)
+        state.tally.correct += int((result.logits.detach().argmax(dim=1) == part.labels).sum())
+        state.tally.seen += len(part.labels)
+
+
+def _backward(session: _Session, batch: Batch) -> list[tuple[Batch, StepResult]]:
+    """Add up the gradient over the parts of a batch. Returns nothing if any process met a non-finite loss."""
+    state, plan, network = session.state, session.plan, session.network
+    results = []
+    parts = _cut(batch, plan.accumulate)
+    for i, part in enumerate(parts):
+        last = i == len(parts) - 1
+        waits = contextlib.nullcontext() if last or plan.world.size == 1 else network.no_sync()  # type: ignore[operator]
+        with waits:
+            with autocast(plan.device, plan.precision):
+                result = session.task.step(network, part)
+            if plan.world.any(not bool(torch.isfinite(result.loss))):
+                return []
+            # Processes average their gradients; shares of the whole batch make that the mean over all its images.
+            loss = result.loss * (part.share * plan.world.size)
+            (state.scaler.scale(loss) if state.scaler is not None else loss).backward()
+        results.append((part, result))
+    return results
+
+
+def _cut(batch: Batch, parts: int) -> list[Batch]:
+    if parts == 1:
+        return [batch]
+    n = len(batch.labels)
+    size = math.ceil(n / parts)
+    cuts = [slice(start, start + size) for start in range(0, n, size)]
+    return [
+        Batch(
+            pixels=batch.pixels[cut],
+            labels=batch.labels[cut],
+            samples=batch.samples[cut],
+            share=batch.share * len(batch.labels[cut]) / n,
+        )
+        for cut in cuts
+    ]
+
+
+def _skip_step(state: State, batch: Batch) -> None:
+    state.optimizer.zero_grad(set_to_none=True)
+    state.bad_steps += 1
+    state.tally.skipped += 1
+    if state.bad_steps >= _BAD_STEPS_IN_A_ROW:
+        images = ", ".join(str(i) for i in batch.samples[:8])
+        raise TrainingError(
+            "a finite loss",
+            got=f"{state.bad_steps} batches in a row without one, at epoch {state.epoch + 1}, "
+            f"batch {state.batch + 1} (images {images}, ...)",
+            fix="Lower lr, set clip_norm=1 or precision=fp32. The best weights so far are kept.",
+        )
+
+
+def _follow_gradient(state: State, plan: Plan) -> None:
+    """Clip, step, and move the average after the weights."""
+    if state.scaler is not None:
+        state.scaler.unscale_(state.optimizer)
+    if plan.clip_norm:
+        torch.nn.utils.clip_grad_norm_(state.model.parameters(), plan.clip_norm)
+    if state.scaler is not None:
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+    else:
+        state.optimizer.step()
+    if state.average is not None:
+        _move_average(state.average, state.model, plan.ema, state.step)
+
+
+@torch.no_grad()
+def _move_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+    """Exponential moving average of weights and batch statistics (Polyak and Juditsky 1992), quick at first."""
+    weight = 1 - min(decay, (1 + step) / (10 + step))
+    kept, new = list(average.state_dict().values()), list(model.state_dict().values())
+    floats = [i for i, value in enumerate(kept) if value.is_floating_point()]
+    torch._foreach_lerp_([kept[i] for i in floats], [new[i] for i in floats], weight)
+    for old, value in zip(kept, new):
+        if not old.is_floating_point():
+            old.copy_(value)
+
+
+def _close_epoch(session: _Session, seconds: float) -> EpochResult:
+    """Judge the network, remember it if it is the best, and start the next epoch."""
+    state = session.state
+    result = _judge_epoch(session, seconds)
+    if result.best:
+        state.best = Best(weights=copy_weights(state.judged), accuracy=result.val_accuracy, loss=result.val_loss)
+    state.history.append(result)
+    if state.batch == session.loader.steps:
+        state.epoch, state.batch, state.tally = state.epoch + 1, 0, Tally()
+    session.count_seconds()
+    return result
+
+
+def _judge_epoch(session: _Session, seconds: float) -> EpochResult:
+    state, tally = session.state, session.state.tally
+    loss, correct, seen, skipped = session.plan.world.sum([tally.loss, tally.correct, tally.seen, tally.skipped])
+    val_loss, val_accuracy = session.hooks.judge(state.judged)
+    return EpochResult(
+        stage=state.stage,
+        epoch=state.epoch + 1,
+        step=state.step,
+        seconds=seconds,
+        learning_rate=float(state.optimizer.param_groups[0]["lr"]),
+        train_loss=loss / seen if seen else math.nan,
+        train_accuracy=correct / seen if seen else math.nan,
+        val_loss=val_loss,
+        val_accuracy=val_accuracy,
+        images_per_second=seen / seconds if seconds > 0 else math.nan,
+        skipped_steps=int(skipped),
+        best=state.best is None or state.best.beaten_by(val_accuracy, val_loss),
+    )
+
+
+def _epochs_since_best(state: State) -> int:
+    best = max((i for i, result in enumerate(state.history) if result.best), default=0)
+    return len(state.history) - 1 - best
+
+
+def _set_mode(network: nn.Module, plan: Plan) -> None:
+    network.train()
+    if plan.freeze_norms:
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+
+
+@torch.inference_mode()
+def judge(model: nn.Module, loader: Loader, normalize: Normalizer, plan: Plan) -> tuple[float, float]:
+    """Return mean cross-entropy and accuracy over a loader's images; NaN and 0 where there are none."""
+    was_training = model.training
+    model.eval()
+    loss = correct = seen = 0.0
+    for loaded in loader.batches() if len(loader.indices) else ():
+        batch = loaded.to(plan.device)
+        with autocast(plan.device, plan.precision):
+            logits = model(normalize(batch.pixels))
+        loss += float(F.cross_entropy(logits.float(), batch.labels, reduction="sum"))
+        correct += int((logits.argmax(dim=1) == batch.labels).sum())
+        seen += len(batch.labels)
+    model.train(was_training)
+    loss, correct, seen = plan.world.sum([loss, correct, seen])
+    return (loss / seen, correct / seen) if seen else (math.nan, 0.0)

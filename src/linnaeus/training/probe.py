@@ -1,0 +1,117 @@
+"""The fastest way to a good classifier of photographs: features computed once, and a linear head fitted on them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnxruntime
+import torch
+import torch.nn.functional as F
+
+from linnaeus.data.loaders import Batch, Loader
+from linnaeus.training.tasks import Normalizer
+
+Extract = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """What the frozen network sees: features float32 (N, D), labels int64 (N,)."""
+
+    features: torch.Tensor
+    labels: torch.Tensor
+
+    def join(self, other: Features) -> Features:
+        """Return both sets as one."""
+        return Features(
+            features=torch.cat([self.features, other.features]), labels=torch.cat([self.labels, other.labels])
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """A fitted linear head: logits = features @ weight.T + bias, with its results on validation."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    penalty: float
+    loss: float
+    accuracy: float
+
+
+def open_extractor(onnx_body: bytes, *, threads: int) -> Extract:
+    """Return a function from normalized images float32 (N, C, H, W) to features, run by ONNX Runtime.
+
+    On CPUs without bf16 it computes a frozen backbone 1.5 to 2 times faster than PyTorch.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(onnx_body, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+
+    def extract(images: torch.Tensor) -> torch.Tensor:
+        batch = np.ascontiguousarray(images.numpy())
+        return torch.from_numpy(session.run(None, {name: batch})[0])
+
+    return extract
+
+
+def extract_features(
+    loader: Loader, normalize: Normalizer, extract: Extract, *, watch: Callable[[Batch], bool]
+) -> Features:
+    """Compute the features of a loader's images; `watch` sees each batch and may end the work early."""
+    features, labels = [], []
+    for batch in loader.batches():
+        features.append(extract(normalize(batch.pixels)).float())
+        labels.append(batch.labels)
+        if not watch(batch):
+            break
+    return Features(features=torch.cat(features), labels=torch.cat(labels))
+
+
+def fit_head(train: Features, val: Features, *, classes: int, penalties: Sequence[float]) -> Head:
+    """Fit L2-regularized multinomial logistic regressions and return the one that is best on validation."""
+    heads = [_judge(fit_logistic(train, classes=classes, penalty=penalty), val, penalty) for penalty in penalties]
+    return max(heads, key=lambda head: (head.accuracy, -head.loss))
+
+
+def fit_logistic(
+    train: Features, *, classes: int, penalty: float, steps: int = 60
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return weight float32 (K, D) and bias float32 (K,) of a multinomial logistic regression, fitted by L-BFGS.
+
+    `penalty` is lambda of mean cross-entropy + lambda / 2 * |W|^2, on features scaled to unit deviation.
+    """
+    mean, deviation = train.features.mean(dim=0), train.features.std(dim=0) + 1e-3
+    x = (train.features - mean) / deviation
+    weight = torch.zeros(classes, x.shape[1], requires_grad=True)
+    bias = torch.zeros(classes, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=steps, history_size=10, line_search_fn="strong_wolfe")
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(x @ weight.T + bias, train.labels) + penalty / 2 * weight.square().sum()
+        loss.backward()
+        return float(loss.detach())
+
+    optimizer.step(closure)
+    # Fold the scaling of the features into the head, which then works on features as they come.
+    folded = (weight / deviation).detach()
+    return folded, (bias - folded @ mean).detach()
+
+
+def _judge(fitted: tuple[torch.Tensor, torch.Tensor], val: Features, penalty: float) -> Head:
+    weight, bias = fitted
+    if not len(val.labels):
+        return Head(weight=weight, bias=bias, penalty=penalty, loss=math.nan, accuracy=0.0)
+    logits = val.features @ weight.T + bias
+    return Head(
+        weight=weight,
+        bias=bias,
+        penalty=penalty,
+        loss=float(F.cross_entropy(logits, val.labels)),
+        accuracy=float((logits.argmax(dim=1) == val.labels).float().mean()),
+    )

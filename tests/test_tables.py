@@ -1,0 +1,104 @@
+"""Tables of pictures and labels."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from linnaeus.data.sources import Columns, open_source
+from linnaeus.errors import DataError, SettingError
+from pictures import save_folder
+
+
+def table(path: Path, rows: list[dict[str, object]], *, delimiter: str = ",") -> Path:
+    """Write rows as CSV."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["csv", "semicolon", "parquet"])
+def test_tables(tmp_path: Path, kind: str) -> None:
+    """CSV and Parquet give paths, labels, parts and groups; paths start from the table's folder."""
+    save_folder(tmp_path, {"p": 4})
+    rows = [
+        {"path": f"p/{i}.png", "label": "ab"[i % 2], "split": "train" if i < 2 else "Test", "group": f"g{i // 2}"}
+        for i in range(4)
+    ]
+    path = tmp_path / ("t.parquet" if kind == "parquet" else "t.csv")
+    if kind == "parquet":
+        parquet.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        table(path, rows, delimiter=";" if kind == "semicolon" else ",")
+    source = open_source(path)
+    assert source.classes == ("a", "b")
+    assert source.split is not None
+    assert source.split.tolist() == [0, 0, 2, 2]
+    assert source.groups is not None
+    assert source.groups.tolist() == [0, 0, 1, 1]
+    assert source.read(3).shape == (12, 12, 3)
+
+
+def test_a_table_of_other_column_names(tmp_path: Path) -> None:
+    """Columns names the columns; one that is named must be there."""
+    save_folder(tmp_path, {"p": 2})
+    path = table(tmp_path / "t.csv", [{"file": f"p/{i}.png", "y": 10 - i} for i in range(2)])
+    source = open_source(path, columns=Columns(path="file", label="y"))
+    assert source.classes == ("9", "10")
+    assert source.labels.tolist() == [1, 0]
+    with pytest.raises(DataError, match=r"a column 'path'.*file, y"):
+        open_source(path)
+    with pytest.raises(DataError, match="'patient'"):
+        open_source(path, columns=Columns(path="file", label="y", group="patient"))
+    with pytest.raises(SettingError):
+        Columns(path="")
+
+
+def test_an_empty_group_is_a_group_of_its_own(tmp_path: Path) -> None:
+    """Rows without a group do not belong together."""
+    save_folder(tmp_path, {"p": 4})
+    groups = ["", "x", "", "x"]
+    rows = [{"path": f"p/{i}.png", "label": i % 2, "group": groups[i]} for i in range(4)]
+    source = open_source(table(tmp_path / "t.csv", rows))
+    assert source.groups is not None
+    assert source.groups.tolist() == [0, 1, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("path,label\np/0.png,a\np/8.png,b\np/9.png,b\n", "2 of 3 missing"),
+        ("path,label\np/0.png,a\np/1.png,\n", "image 1"),
+        ("path,label\n,a\np/1.png,b\n", "row 2"),
+        ("path,label\np/0.png,a,b\n", "row 2"),
+        ("path,label,split\np/0.png,a,train\np/1.png,b,holdout\n", "'holdout'"),
+        ("path,label\n", "none in"),
+        ("", "of nothing"),
+        ('path,label\n"p/0.png,a\n', "read"),
+        ("path,label\n\udcff,a\n", "UTF-8"),
+    ],
+)
+def test_tables_that_are_wrong(tmp_path: Path, text: str, words: str) -> None:
+    """Missing files, empty cells, uneven rows, unknown parts, no rows and broken text are named."""
+    save_folder(tmp_path, {"p": 2})
+    path = tmp_path / "t.csv"
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(DataError, match=words):
+        open_source(path)
+
+
+def test_metadata_is_a_table_only_without_class_folders(tmp_path: Path) -> None:
+    """metadata.csv counts in a folder of plain pictures and is passed over beside class folders."""
+    save_folder(tmp_path / "flat", {"pictures": 2})
+    rows = [{"path": f"pictures/{i}.png", "label": "xy"[i]} for i in range(2)]
+    table(tmp_path / "flat" / "metadata.csv", rows)
+    assert open_source(tmp_path / "flat").classes == ("x", "y")
+    save_folder(tmp_path / "deep", {"a": 1, "b": 1})
+    table(tmp_path / "deep" / "metadata.csv", rows)
+    assert open_source(tmp_path / "deep").classes == ("a", "b")

@@ -28,7 +28,7 @@ from linnaeus.training.probe import Extract, Features, Head, extract_features, f
 from linnaeus.training.tasks import Normalizer, Supervised
 from linnaeus.training.tracking import Tracker
 
-PENALTIES = (1e-3, 3e-3, 1e-2, 3e-2)
+PENALTIES = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 _FEATURE_BATCH = 16
 _JUDGE_BATCH = 256
 _HEAD_FACTOR = 3.0

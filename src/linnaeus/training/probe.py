@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from linnaeus.data.loaders import Batch, Loader
 from linnaeus.training.tasks import Normalizer
 
+_LENGTH = 30.0
+
 Extract = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -75,7 +77,7 @@ def extract_features(
 def fit_head(train: Features, val: Features, *, classes: int, penalties: Sequence[float]) -> Head:
     """Fit L2-regularized multinomial logistic regressions and return the one that is best on validation."""
     heads = [_judge(fit_logistic(train, classes=classes, penalty=penalty), val, penalty) for penalty in penalties]
-    return max(heads, key=lambda head: (head.accuracy, -head.loss))
+    return min(heads, key=lambda head: head.loss)
 
 
 def fit_logistic(
@@ -83,10 +85,15 @@ def fit_logistic(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return weight float32 (K, D) and bias float32 (K,) of a multinomial logistic regression, fitted by L-BFGS.
 
-    `penalty` is lambda of mean cross-entropy + lambda / 2 * |W|^2, on features scaled to unit deviation.
+    `penalty` is lambda of mean cross-entropy + lambda / 2 * |W|^2, on features that are centred, divided by the root of
+    their deviation (between leaving them as they are and whitening each, it did best over five sets of photographs),
+    and scaled together to a root mean square length of 30.
     """
-    mean, deviation = train.features.mean(dim=0), train.features.std(dim=0) + 1e-3
-    x = (train.features - mean) / deviation
+    mean = train.features.mean(dim=0)
+    centred = train.features - mean
+    scale = (centred.std(dim=0) + 1e-3) ** -0.5
+    scale *= _LENGTH / ((centred * scale).square().sum(dim=1).mean().sqrt() + 1e-6)
+    x = centred * scale
     weight = torch.zeros(classes, x.shape[1], requires_grad=True)
     bias = torch.zeros(classes, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=steps, history_size=10, line_search_fn="strong_wolfe")
@@ -99,7 +106,7 @@ def fit_logistic(
 
     optimizer.step(closure)
     # Fold the scaling of the features into the head, which then works on features as they come.
-    folded = (weight / deviation).detach()
+    folded = (weight * scale).detach()
     return folded, (bias - folded @ mean).detach()
 
 

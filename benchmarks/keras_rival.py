@@ -27,6 +27,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras import layers
+from tensorflow.keras.preprocessing.image import ImageDataGenerator
 
 Part = tuple[np.ndarray, np.ndarray]
 
@@ -74,9 +75,10 @@ def build(shape: tuple[int, ...]) -> keras.Model:
 
 def augmented(x: np.ndarray, y: np.ndarray) -> object:
     """Return batches of 32 that are rotated, shifted and mirrored at random."""
-    generator = keras.src.legacy.preprocessing.image.ImageDataGenerator
-    changed = generator(rotation_range=15, width_shift_range=0.1, height_shift_range=0.1, horizontal_flip=True)
-    return changed.flow(x, y, batch_size=32)
+    generator = ImageDataGenerator(
+        rotation_range=15, width_shift_range=0.1, height_shift_range=0.1, horizontal_flip=True
+    )
+    return generator.flow(x, y, batch_size=32)
 
 
 def main() -> None:

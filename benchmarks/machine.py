@@ -38,7 +38,8 @@ def tell_machine(machine: dict[str, Any]) -> str:
     packages = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     return (
         f"{machine['cpu']} ({machine['family_model_stepping']}; {' '.join(machine['flags'])}), "
-        f"{machine['cores']} cores, {machine['memory_gb']} GB, Python {machine['python']}, {packages}, {machine['date']}"
+        f"{machine['cores']} cores, {machine['memory_gb']} GB, Python {machine['python']}, {packages}, "
+        f"{machine['date']}"
     )
 
 

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -153,11 +153,12 @@ def run_process(
         if process.returncode:
             last = " / ".join((output + err.read()).strip().splitlines()[-6:])
             raise ProcessError(f"exit code {process.returncode} of {' '.join(map(str, command))}: {last}")
-    return Outcome(seconds=seconds, peak_bytes=usage.ru_maxrss * 1024, output=output)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return Outcome(seconds=seconds, peak_bytes=usage.ru_maxrss * unit, output=output)
 
 
 @contextlib.contextmanager
-def _stopping(process: subprocess.Popen[bytes]) -> Any:
+def _stopping(process: subprocess.Popen[bytes]) -> Iterator[None]:
     """End the process if we are interrupted while it runs."""
     try:
         yield
@@ -167,7 +168,7 @@ def _stopping(process: subprocess.Popen[bytes]) -> Any:
 
 
 @contextlib.contextmanager
-def _watching(process: subprocess.Popen[bytes], watch: Callable[[int], None] | None) -> Any:
+def _watching(process: subprocess.Popen[bytes], watch: Callable[[int], None] | None) -> Iterator[None]:
     if watch is None:
         yield
         return
@@ -199,7 +200,7 @@ def run_script(name: str, *arguments: str | Path, env: Mapping[str, str] | None 
     return run_process([sys.executable, HERE / name, *arguments], env=env)
 
 
-def test_accuracy(run: Path) -> float:
+def accuracy_of(run: Path) -> float:
     """Return the share of test pictures, in percent, that a run's bundle named rightly."""
     facts = json.loads((run / "bundle" / "bundle.json").read_text())["facts"]
     return 100.0 * float(facts["scores"]["test"]["accuracy"])

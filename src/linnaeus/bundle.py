@@ -96,7 +96,7 @@ def read_bundle(path: str | Path) -> Bundle:
     _check_hashes(folder)
     try:
         return _parse(folder, json.loads((folder / "bundle.json").read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError, SettingError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, SettingError) as error:
         raise BundleError(f"a valid {folder / 'bundle.json'}", got=f"{error}", fix=_REBUILD) from None
 
 
@@ -114,9 +114,10 @@ def _check_hashes(folder: Path) -> None:
 
 def _read_manifest(folder: Path) -> dict[str, str]:
     listed = {}
-    for line in (folder / MANIFEST).read_bytes().decode("utf-8", "replace").splitlines():
+    text = (folder / MANIFEST).read_bytes().decode("utf-8", "replace")
+    for line in text.removesuffix("\n").split("\n"):
         digest, gap, name = line.partition("  ")
-        if not gap or len(digest) != 64 or Path(name).name != name:
+        if not gap or len(digest) != 64 or Path(name).name != name or not text.endswith("\n"):
             raise BundleError(
                 f"lines of a hash and a file name in {folder / MANIFEST}", got=repr(line[:90]), fix=_REBUILD
             )
@@ -125,6 +126,8 @@ def _read_manifest(folder: Path) -> dict[str, str]:
 
 
 def _hash_file(path: Path) -> str | None:
+    if not path.is_file():  # a pipe would wait for ever
+        return None
     try:
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -139,14 +142,21 @@ def _parse(folder: Path, description: Mapping[str, Any]) -> Bundle:
             f"a bundle of format {FORMAT} or older", got=f"format {found}", fix="Run: pip install --upgrade linnaeus"
         )
     architecture = description["architecture"]
-    classes = tuple(description["classes"])
-    if len(classes) < 2 or not all(isinstance(name, str) for name in classes):
-        raise ValueError(f"classes {classes!r}")
+    if not isinstance(description["recipe"], dict) or not isinstance(description["facts"], dict):
+        raise TypeError("a recipe or facts without names")
     return Bundle(
         folder=folder,
         architecture=Architecture(name=architecture["name"], options=architecture["options"]),
-        classes=classes,
+        classes=_parse_classes(description["classes"]),
         preprocess=Preprocess.from_dict(description["preprocess"]),
         recipe=description["recipe"],
         facts=description["facts"],
     )
+
+
+def _parse_classes(names: Any) -> tuple[str, ...]:
+    """Return the class names. Raises ValueError unless they are two or more different texts."""
+    texts = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if not texts or len(names) < 2 or len(set(names)) != len(names):
+        raise ValueError(f"the classes {str(names)[:90]}")
+    return tuple(names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import signal
@@ -24,12 +25,12 @@ _TRAIN_PACKAGES = frozenset({"torch", "torchvision", "timm", "sklearn", "safeten
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="linnaeus")
 def commands() -> None:
-    r"""Name what is in a picture: train, judge and use an image classifier.
+    """Name what is in a picture: train, judge and use an image classifier.
 
     \b
     linnaeus train FOLDER                a folder with a folder of pictures for each class
     linnaeus predict RUN PICTURE.jpg     what is in it
-    """
+    """  # noqa: D301  (click wants the character itself)
 
 
 def _settings_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -96,10 +97,8 @@ def _tell_result(result: Any) -> None:
     for part, scores in result.scores.items():
         accuracy, f1 = scores.accuracy.percent(), scores.macro_f1.percent()
         click.echo(f"{part}: {scores.n:,} images, accuracy {accuracy}, macro F1 {f1}, with 95 % intervals", err=True)
-    if result.stopped_early:
-        click.echo(
-            f"Stopped early ({result.stopped_early}). To go on: linnaeus train --resume {result.folder}", err=True
-        )
+    if result.signal:
+        click.echo(f"Interrupted. To go on: linnaeus train --resume {result.folder}", err=True)
     click.echo(f"Report:  {result.report}", err=True)
     click.echo(f"Bundle:  {result.bundle}", err=True)
     click.echo(f"Next:    linnaeus predict {result.folder} PICTURE.jpg", err=True)
@@ -222,25 +221,35 @@ def _print_json(document: Any) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line: exit code 0, 2 for a user's mistake, 1 for our bug, 128 + n for signal n."""
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may hold what the terminal's encoding has not
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        commands(args=arguments, standalone_mode=False, prog_name="linnaeus")
+        _run(arguments)
     except click.ClickException as error:
         error.show()
         sys.exit(2)
-    except click.Abort:
-        sys.exit(130)
     except LinnaeusError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(error.exit_code)
-    except ModuleNotFoundError as error:
-        if error.name not in _TRAIN_PACKAGES:
-            raise
-        click.echo(f"Error: {MissingExtraError(error.name, extra='train')}", err=True)
-        sys.exit(2)
     except KeyboardInterrupt as error:
         number = getattr(error, "number", signal.SIGINT)
         click.echo("Stopped before there was anything to keep.", err=True)
         sys.exit(128 + int(number))
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+        sys.exit(128 + signal.SIGPIPE)
+
+
+def _run(arguments: Sequence[str] | None) -> None:
+    """Run a command, and call errors by our names that click and Python give others."""
+    try:
+        commands(args=arguments, standalone_mode=False, prog_name="linnaeus")
+        sys.stdout.flush()
+    except click.Abort as error:  # what click makes of a KeyboardInterrupt
+        raise error.__cause__ or KeyboardInterrupt from None
+    except SystemExit as error:  # with 1, what click makes of a BrokenPipeError
+        raise error.__context__ if isinstance(error.__context__, BrokenPipeError) else error from None
+    except ModuleNotFoundError as error:
+        if error.name not in _TRAIN_PACKAGES:
+            raise
+        raise MissingExtraError(error.name, extra="train") from error

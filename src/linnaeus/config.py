@@ -7,11 +7,14 @@ Command line flags, `key=value` pairs, `config.toml`, keyword arguments and docs
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from numbers import Integral, Real
+from typing import Any
 
 from linnaeus.errors import SettingError, suggest
 
@@ -54,12 +57,12 @@ class Kind:
     types: tuple[type, ...]
 
 
-INTEGER = Kind("a whole number", int, (int,))
-NUMBER = Kind("a number", float, (float, int))
+INTEGER = Kind("a whole number", int, (Integral,))
+NUMBER = Kind("a number", float, (Real,))
 SWITCH = Kind("true or false", _parse_bool, (bool,))
 TEXT = Kind("a text", str, (str,))
-DURATION = Kind("a duration such as 30s, 5m or 1h30m", parse_duration, (float, int))
-SIZE = Kind("a size such as 500MB or 8GB", parse_size, (int,))
+DURATION = Kind("a duration such as 30s, 5m or 1h30m", parse_duration, (Real,))
+SIZE = Kind("a size such as 500MB or 8GB", parse_size, (Integral,))
 
 
 def _setting(default: Any, kind: Kind, text: str, **rules: Any) -> Any:
@@ -81,6 +84,13 @@ class Settings:
     )
     image_size: Any = _setting(
         AUTO, INTEGER, "side of the square picture that the network sees, in pixels", low=4, high=1024
+    )
+    train_size: Any = _setting(
+        AUTO,
+        INTEGER,
+        "side of the pictures in training; below image_size it saves time, and crops make up for it",
+        low=4,
+        high=1024,
     )
     channels: Any = _setting(AUTO, INTEGER, "3 for colour, 1 for grey", choices=(1, 3))
     fit: str = _setting(
@@ -112,7 +122,7 @@ class Settings:
     accumulate: int = _setting(1, INTEGER, "parts in which a batch is computed, to save memory", low=1, high=1024)
     optimizer: str = _setting(AUTO, TEXT, "how weights follow the gradient", choices=("sgd", "adam", "adamw"))
     lr: Any = _setting(AUTO, NUMBER, "highest learning rate", low=0.0, high=100.0)
-    momentum: float = _setting(0.9, NUMBER, "momentum of sgd (Nesterov), in [0, 1)", low=0.0, high=0.9999)
+    momentum: Any = _setting(AUTO, NUMBER, "momentum of sgd (Nesterov), in [0, 1)", low=0.0, high=0.9999)
     weight_decay: Any = _setting(
         AUTO, NUMBER, "weight decay of the matrices; norms and biases have none", low=0.0, high=10.0
     )
@@ -137,6 +147,13 @@ class Settings:
     checkpoint_every: float = _setting(60.0, DURATION, "time between checkpoints within an epoch", low=0.0)
     # -- augmentation (training images only)
     flip: Any = _setting(AUTO, SWITCH, "mirror half of the images left to right")
+    grow: Any = _setting(
+        AUTO,
+        NUMBER,
+        "share of train_size at which training begins; it grows to 1 in three steps, which saves time",
+        low=0.25,
+        high=1.0,
+    )
     shift: Any = _setting(AUTO, NUMBER, "largest shift, as a share of the side", low=0.0, high=0.5)
     rotate: Any = _setting(AUTO, NUMBER, "largest rotation, in degrees", low=0.0, high=180.0)
     crop: Any = _setting(
@@ -144,6 +161,12 @@ class Settings:
     )
     colour: Any = _setting(AUTO, NUMBER, "strength of random brightness, contrast and saturation", low=0.0, high=1.0)
     erase: Any = _setting(AUTO, NUMBER, "side of a square that is erased, as a share of the side", low=0.0, high=0.9)
+
+    def __post_init__(self) -> None:
+        for name in RULES:
+            value = getattr(self, name)
+            if check_value(name, value) != value:
+                raise _refusal(name, value)
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Settings:
@@ -205,6 +228,7 @@ def check_value(name: str, value: Any) -> Any:
     wrong = choices is not None and parsed not in choices
     wrong |= low is not None and not parsed >= low
     wrong |= high is not None and not parsed <= high
+    wrong |= isinstance(parsed, float) and not math.isfinite(parsed)
     if wrong:
         raise _refusal(name, value)
     return parsed
@@ -220,7 +244,9 @@ def _parse(name: str, value: Any, rules: Mapping[str, Any]) -> Any:
     is_flag = isinstance(value, bool) and bool not in kind.types
     if is_flag or not isinstance(value, kind.types):
         raise _refusal(name, value)
-    return float(cast(float, value)) if float in kind.types else value
+    if isinstance(value, Integral) and Integral in kind.types:
+        return int(value)  # NumPy's numbers, too, become Python's
+    return float(value) if isinstance(value, Real) and Real in kind.types else value
 
 
 def _refusal(name: str, value: Any) -> SettingError:
@@ -249,6 +275,5 @@ def _toml_value(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-        return f'"{escaped}"'
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # TOML's escapes are JSON's
     return repr(value)

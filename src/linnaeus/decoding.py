@@ -45,6 +45,7 @@ MAX_JPEG_PIXELS = 200_000_000  # in the header of a JPEG that scaled decoding br
 MAX_SIDE = 20_000
 SCALED_MARGIN = 2  # scaled decoding keeps at least this many times the size wanted, so that resizing stays exact
 HEAD_BYTES = 16  # enough of a file to tell its format
+SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"))
 
 Picture = str | os.PathLike[str] | bytes | NDArray[Any] | Image.Image
 

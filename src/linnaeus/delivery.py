@@ -77,7 +77,7 @@ def deliver(product: Product, folder: Path, *, display: Display, at_most: int = 
     draft = replace(_bundle(product, {}), folder=folder.with_name("." + folder.name + "-draft"))
     try:
         write_bundle(draft, files)
-        predictor = Predictor(draft)
+        predictor = Predictor(draft, threads=product.settings.threads)
         agreement = _check(model, predictor, product.dataset)
         judgements = _judge(predictor, product, display, at_most)
     finally:

@@ -91,8 +91,8 @@ class Terminal:
         }
         if self._header != tuple(row):
             self._header = tuple(row)
-            self._console.print("".join(f"{name:>12}" for name in row), style="bold", soft_wrap=True)
-        self._console.print("".join(f"{value:>12}" for value in row.values()), markup=False, soft_wrap=True)
+            self._console.print("".join(f"{name:>13}" for name in row), style="bold", soft_wrap=True)
+        self._console.print("".join(f"{value:>13}" for value in row.values()), markup=False, soft_wrap=True)
 
     @contextlib.contextmanager
     def progress(self, label: str) -> Iterator[Advance]:

@@ -81,7 +81,7 @@ def evaluate(
     told = display or Silent()
     source = match_classes(open_source(data, columns=columns_of(settings)), predictor.classes)
     dataset = _prepare(source, predictor.bundle, settings, told)
-    if not dataset.own_parts and dataset.prepared.fingerprint == predictor.bundle.facts.get("fingerprint"):
+    if dataset.prepared.fingerprint == predictor.bundle.facts.get("fingerprint"):
         dataset = build_dataset(source, predictor.bundle.preprocess, settings)
     elif not dataset.own_parts and split in SPLITS:
         got = "data without parts that the bundle was not trained on"
@@ -96,7 +96,7 @@ _NEEDED = ("val_fraction", "test_fraction", "seed", "max_bad", "cache_limit", "p
 
 def _prepare(source: Source, bundle: Bundle, settings: Settings, display: Display) -> Dataset:
     with display.progress("reading images") as advance:
-        return build_dataset(source, bundle.preprocess, settings, divide=source.split is not None, progress=advance)
+        return build_dataset(source, bundle.preprocess, settings, divide=False, progress=advance)
 
 
 def columns_of(settings: Settings) -> Columns:

@@ -33,6 +33,8 @@ _FEATURE_BATCH = 16
 _JUDGE_BATCH = 256
 _HEAD_FACTOR = 3.0
 _FINISH_SECONDS = 2.5  # to export, prove and write a bundle and a report, judging aside
+_TUNING_SPEED = 0.3  # of a training step to a frozen forward pass
+_TUNING_EPOCHS = 1.5  # fewer were seen to do worse than the fitted head
 _JUDGING_SHARE = 0.25  # of a budget that judging may take, before it is done on a sample
 
 
@@ -41,7 +43,8 @@ class Learner:
     """A network with its data and all that training it needs. `learn` fills in the rest.
 
     Attributes:
-        state: what training came to. ended: why it ended, as `fit` says, or "head" if only the head was fitted.
+        best: the weights to keep. history: what each epoch did.
+        ended: why training ended, as `fit` says, or "head" if only the head was fitted.
         held_out: the parts that the kept weights did not learn from.
         norms: the batch norms that were folded into the convolutions for the time of training.
         judge_at_most: images of each part to judge on, 0 for all. notes: sentences for the report.
@@ -58,7 +61,8 @@ class Learner:
     interrupts: Interrupts
     started: float
     folder: RunFolder | None
-    state: State = field(init=False)
+    best: Best = field(init=False)
+    history: list[EpochResult] = field(default_factory=list)
     norms: Folded = field(default_factory=dict)
     ended: str = "done"
     held_out: tuple[str, ...] = ("val", "test")
@@ -103,36 +107,47 @@ class Learner:
 def learn(learner: Learner) -> None:
     """Train from the run's checkpoint if it has one, else from the start.
 
-    Raises TrainingError when the loss stays non-finite; `learner.state.best` then holds the last good weights.
+    Raises TrainingError when the loss stays non-finite; `learner.best` then holds the last good weights.
     """
+    path = learner.folder.checkpoint if learner.folder is not None else None
+    resumed = path is not None and path.is_file()
+    speed = 0.0
     if learner.settings.pretrained:
         learner.norms = fold_norms(learner.model)
-    plan = _make_plan(learner)
-    state = learner.state = _new_state(learner, plan)
-    path = learner.folder.checkpoint if learner.folder is not None else None
-    if path is not None and path.is_file():
+        if not resumed:
+            speed = _fit_probe(learner)
+            if not _can_tune(learner, speed):
+                learner.ended = "head"
+                return
+    plan = _make_plan(learner, speed=speed)
+    state = _new_state(learner, plan)
+    if path is not None and resumed:
         load_state(state, path)
         if learner.world.leads and learner.folder is not None:
             learner.folder.write_epochs(state.history)
-    elif learner.settings.pretrained:
-        speed = _fit_probe(learner)
-        plan = _make_plan(learner, speed=speed)
-        if plan.time_limit < 0.1 * learner.settings.budget:
-            learner.ended = "head"
-            return
+    elif speed and learner.world.leads and path is not None:
+        save_state(state, path)
     learner.interrupts.patient = True
     try:
-        learner.ended = _run_loop(learner, plan)
+        learner.ended = _run_loop(learner, state, plan)
     finally:
-        if state.best is None:  # cut short in the first epoch: what there is, is what is kept
-            state.best = Best(weights=copy_weights(state.judged), accuracy=0.0, loss=math.inf)
+        # Cut short before anything was judged, what there is is what is kept.
+        learner.best = state.best or Best(weights=copy_weights(state.judged), accuracy=0.0, loss=math.inf)
+        learner.history = state.history
+
+
+def _can_tune(learner: Learner, speed: float) -> bool:
+    """Whether the budget allows enough epochs of fine-tuning to do better than the head alone."""
+    if not learner.settings.budget:
+        return True
+    images = learner.seconds_left(speed) * speed * _TUNING_SPEED
+    return images > _TUNING_EPOCHS * len(learner.dataset.indices("train"))
 
 
 def take_best(learner: Learner) -> Classifier:
     """Return the network with the best weights that training found, on the CPU, as it was built."""
-    assert learner.state.best is not None
     model = learner.model.cpu().to(memory_format=torch.contiguous_format)
-    model.load_state_dict(learner.state.best.weights)
+    model.load_state_dict(learner.best.weights)
     unfold_norms(model, {name: norm.cpu() for name, norm in learner.norms.items()})
     return model
 
@@ -157,6 +172,8 @@ def _make_plan(learner: Learner, *, speed: float = 0.0) -> Plan:
         clip_norm=settings.clip_norm,
         ema=settings.ema,
         patience=settings.patience,
+        size=settings.train_size,
+        grow=settings.grow,
         freeze_norms=bool(settings.pretrained),
         precision=settings.precision,
         seed=settings.seed,
@@ -173,6 +190,8 @@ def _new_state(learner: Learner, plan: Plan) -> State:
         optimizer=make_optimizer(model, plan.rule, head=model.head),
         average=copy.deepcopy(model).eval() if plan.ema else None,
         scaler=torch.amp.GradScaler(learner.device.type) if plan.precision == "fp16" else None,
+        best=learner.best if learner.history else None,
+        history=list(learner.history),
     )
 
 
@@ -188,10 +207,9 @@ def _measure_speed(learner: Learner) -> float:
     return len(images) / (time.perf_counter() - start)
 
 
-def _run_loop(learner: Learner, plan: Plan) -> str:
-    settings, state = learner.settings, learner.state
-    smoothing = settings.label_smoothing
-    task = Supervised(normalize=learner.normalize, smoothing=smoothing)
+def _run_loop(learner: Learner, state: State, plan: Plan) -> str:
+    settings = learner.settings
+    task = Supervised(normalize=learner.normalize, smoothing=settings.label_smoothing)
     loader = learner.loader("train", batch_size=settings.batch_size, shuffle=True, augment=_augment(settings))
     tracker = Tracker(learner.folder.path / "tensorboard") if learner.world.leads and learner.folder else None
     hooks = _make_hooks(learner, plan, tracker)
@@ -221,7 +239,7 @@ def _make_hooks(learner: Learner, plan: Plan, tracker: Tracker | None) -> Hooks:
         save=save,
         on_epoch=on_epoch,
         interrupted=lambda: learner.interrupts.caught != 0,
-        watch=lambda batches, total: learner.display.watch(batches, total, f"epoch {learner.state.epoch + 1}"),
+        watch=lambda batches, total: learner.display.watch(batches, total, "training"),
     )
 
 
@@ -255,7 +273,7 @@ def _fit_probe(learner: Learner) -> float:
     val, _ = _extract(learner, "val", extract, until=_JUDGING_SHARE)
     train, speed = _extract(learner, "train", extract, until=1.0)
     head = fit_head(train, val, classes=learner.blueprint.classes, penalties=PENALTIES)
-    if learner.settings.budget and learner.seconds_left(speed) < 0.1 * learner.settings.budget:
+    if not _can_tune(learner, speed):
         # No time to fine-tune: validation has served its purpose, and its images teach the head too.
         weight, bias = fit_logistic(train.join(val), classes=learner.blueprint.classes, penalty=head.penalty)
         learner.held_out = ("test",)
@@ -314,13 +332,10 @@ def _set_head(learner: Learner, weight: torch.Tensor, bias: torch.Tensor) -> Non
     with torch.no_grad():
         head.weight.copy_(weight)
         head.bias.copy_(bias)
-    if learner.state.average is not None:
-        learner.state.average.load_state_dict(learner.model.state_dict())
 
 
 def _remember_probe(learner: Learner, head: Head, speed: float, seconds: float) -> None:
-    state = learner.state
-    state.best = Best(weights=copy_weights(state.model), accuracy=head.accuracy, loss=head.loss)
+    learner.best = Best(weights=copy_weights(learner.model), accuracy=head.accuracy, loss=head.loss)
     result = EpochResult(
         stage="head",
         epoch=0,
@@ -334,8 +349,7 @@ def _remember_probe(learner: Learner, head: Head, speed: float, seconds: float) 
         images_per_second=speed,
         best=True,
     )
-    state.history.append(result)
+    learner.history.append(result)
     learner.display.epoch(result)
     if learner.world.leads and learner.folder is not None:
         learner.folder.append_epoch(result)
-        save_state(state, learner.folder.checkpoint)

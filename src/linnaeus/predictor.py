@@ -15,11 +15,13 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from linnaeus.bundle import Bundle, read_bundle
+from linnaeus.decoding import SUFFIXES
 from linnaeus.errors import BundleError, DataError, ImageError
 from linnaeus.results import BadImage, Predictions
 
 BATCH = 32
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+_FATAL = 4
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 class Predictor:
@@ -82,7 +84,12 @@ class Predictor:
 
     def logits(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the network's raw output float32 (N, K) for a normalized batch float32 (N, C, H, W)."""
-        output: NDArray[np.float32] = self._session.run(None, {self._input: batch})[0]
+        try:
+            output: NDArray[np.float32] = self._session.run(None, {self._input: batch})[0]
+        except Exception as error:  # many unrelated types, for a network that is not what it promised
+            raise _cannot_run(self.bundle, error) from None
+        if output.shape != (len(batch), len(self.classes)) or not np.isfinite(output).all():
+            raise _other_ends(self.bundle, f"{output.shape}, or values that are no numbers")
         return output
 
     def _load(self, item: Any) -> NDArray[np.uint8]:
@@ -109,7 +116,7 @@ def expand_paths(patterns: Sequence[str]) -> list[str]:
         elif os.path.exists(pattern):
             matches = [pattern]
         else:
-            matches = sorted(glob.glob(pattern, recursive=True))
+            matches = sorted(path for path in glob.glob(pattern, recursive=True) if not os.path.isdir(path))
         if not matches:
             raise DataError("an image, a folder of images or a pattern", got=repr(pattern), fix="Check the path.")
         found += matches
@@ -127,17 +134,44 @@ def _pictures_below(folder: str) -> Iterator[str]:
 def _open_session(bundle: Bundle, threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3
+    options.log_severity_level = _FATAL
+    # A network may name files with its weights, anywhere on the disk. They are looked for below a file: there are none.
+    options.add_session_config_entry(_WEIGHTS_FOLDER, str(bundle.onnx_file))
     try:
-        # From memory, not from a path: a file's external data would otherwise be read from anywhere on the disk.
         data = bundle.onnx_file.read_bytes()
-        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises many unrelated types for a model that it cannot run
-        raise BundleError(
-            f"a network that ONNX Runtime {onnxruntime.__version__} can run in {bundle.onnx_file}",
-            got=str(error).splitlines()[0][:200],
-            fix="Run: pip install --upgrade onnxruntime, or write the bundle anew.",
-        ) from None
+        raise _cannot_run(bundle, error) from None
+    _check_ends(session, bundle)
+    return session
+
+
+def _cannot_run(bundle: Bundle, error: Exception) -> BundleError:
+    return BundleError(
+        f"a network that ONNX Runtime {onnxruntime.__version__} can run in {bundle.onnx_file}",
+        got=str(error).splitlines()[0][:200],
+        fix="Run: pip install --upgrade onnxruntime, or write the bundle anew.",
+    )
+
+
+def _check_ends(session: onnxruntime.InferenceSession, bundle: Bundle) -> None:
+    """Refuse a network that takes or gives something else than the bundle's description says."""
+    prepared = bundle.preprocess
+    wanted = [[prepared.channels, prepared.height, prepared.width], [len(bundle.classes)]]
+    ends = (*session.get_inputs(), *session.get_outputs())
+    found = [end.shape[1:] if end.type == "tensor(float)" else None for end in ends]
+    if found != wanted:
+        raise _other_ends(bundle, ", ".join(f"{end.type} {end.shape}" for end in ends))
+
+
+def _other_ends(bundle: Bundle, got: str) -> BundleError:
+    prepared = bundle.preprocess
+    pictures = f"(N, {prepared.channels}, {prepared.height}, {prepared.width})"
+    return BundleError(
+        f"a network that turns float {pictures} into float (N, {len(bundle.classes)})",
+        got=f"{got} in {bundle.onnx_file}",
+        fix="Write the bundle anew with `linnaeus train`.",
+    )
 
 
 def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -16,6 +16,9 @@ from linnaeus.models.registry import Entry
 from linnaeus.results import Choice
 
 _ENDLESS = 100_000
+_FEW_EPOCHS, _LONG_EPOCHS = 4, 6
+_FEW_IMAGES, _MANY_IMAGES = 5_000, 20_000
+_HASTY_SECONDS = 1.2e-3  # of budget for each training image, below which the smallest network does better
 _STRETCHED = 2.0
 _SCRATCH_SIZE = 128  # side of photographs for a network that adapts to any size and starts from nothing
 
@@ -37,12 +40,22 @@ class Chooser:
         return getattr(self.settings, name)
 
 
-def choose_model(chooser: Chooser, look: Survey) -> str:
-    """Choose the network by the kind of pictures."""
+def choose_model(chooser: Chooser, look: Survey, images: int) -> str:
+    """Choose the network by the kind of pictures, and for small ones by the time for each."""
     name, why = "efficientnet_lite0", f"photographs of {look.side} pixels: a network pretrained on ImageNet needs few"
     if look.small:
         name, why = "fastnet", f"pictures of {look.side} pixels: a small network learns them from scratch"
+        if _is_hasty(chooser.settings, images):
+            name, why = "fastnet_small", why + ", this one in seconds"
     return str(chooser.choose("model", name, why))
+
+
+def _is_hasty(settings: Settings, images: int) -> bool:
+    """Whether there is so little to learn from, or so little time, that a tiny network does better."""
+    if settings.epochs != AUTO:
+        return bool(settings.epochs <= _FEW_EPOCHS) or images < _FEW_IMAGES
+    budget = 0.0 if settings.budget == AUTO else settings.budget
+    return images < _FEW_IMAGES or 0 < budget < _HASTY_SECONDS * images
 
 
 def choose_preprocess(chooser: Chooser, look: Survey, entry: Entry) -> Preprocess:
@@ -80,7 +93,7 @@ def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
 
 def _size(look: Survey, entry: Entry) -> tuple[int, str]:
     if entry.size:
-        return entry.size, f"the size that {entry.name} was trained with"
+        return entry.size, f"{entry.name} does well with it"
     if look.small:
         side = max(entry.smallest, look.side)
         return side, "the pictures' own size" if side == look.side else f"the smallest that {entry.name} can see"
@@ -96,19 +109,24 @@ def _fit(look: Survey) -> tuple[str, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Situation:
-    """What the training recipe depends on: images to train on, pixels a side, kind of start."""
+    """What the training recipe depends on: the network, images to train on, kind of pictures and start."""
 
+    model: str
     images: int
+    size: int
     small: bool
     grey: bool
     pretrained: bool
     device: str
 
 
+Advice = dict[str, tuple[Any, str]]
+
+
 def choose_training(chooser: Chooser, now: Situation) -> None:
     """Choose how to train: everything that is still open."""
     _choose_length(chooser, now)
-    for name, (value, why) in (_augmentation(now) | _optimization(now)).items():
+    for name, (value, why) in (_augmentation(now) | _optimization(now, chooser.settings)).items():
         chooser.choose(name, value, why)
 
 
@@ -130,47 +148,74 @@ def _choose_length(chooser: Chooser, now: Situation) -> None:
 def _epochs(now: Situation) -> tuple[int, str]:
     if now.pretrained:
         return 10, "enough from pretrained weights"
-    return max(10, min(100, 600_000 // now.images)), f"{now.images:,} images to learn from"
+    return max(10, min(30, 1_000_000 // now.images)), f"{now.images:,} images to learn from"
 
 
-def _augmentation(now: Situation) -> dict[str, tuple[Any, str]]:
-    digits = now.small and now.grey
+def _augmentation(now: Situation) -> Advice:
+    signs = now.small and now.grey
+    crops = not now.small
+    smaller = 32 * round(now.size * 5 / 6 / 32) if now.pretrained and now.size >= _SCRATCH_SIZE else now.size
     return {
-        "flip": (not digits, "digits and letters have a left and a right" if digits else "a mirrored picture keeps its class"),
-        "shift": (0.08 if digits else 0.0625 if now.small else 0.0, "small shifts keep the class"),
-        "rotate": (10.0 if digits and now.images < 10_000 else 0.0, "few, grey and small pictures"),
-        "crop": (0.5 if not now.small else 1.0, "photographs are seen from nearer and farther"),
-        "colour": (0.0, "not needed on the sets it was measured on"),
-        "erase": (0.0, "not needed for short runs"),
-    }  # fmt: skip
-
-
-def _optimization(now: Situation) -> dict[str, tuple[Any, str]]:
-    recipe = _finetune() if now.pretrained else _scratch(now)
-    return {name: (value, "measured to do well on such data") for name, value in recipe.items()}
-
-
-def _scratch(now: Situation) -> dict[str, Any]:
-    return {
-        "batch_size": max(16, min(256, now.images // 16)),
-        "optimizer": "adamw",
-        "lr": 2e-3,
-        "weight_decay": 0.05,
-        "schedule": "cosine",
-        "warmup": 0.1,
-        "label_smoothing": 0.1,
-        "ema": 0.99,
+        "flip": (not signs, "signs have a left and a right" if signs else "a mirrored picture keeps its class"),
+        "shift": (0.0625 if now.small else 0.0, "small shifts keep the class" if now.small else "crops shift already"),
+        "rotate": (0.0, "did not help on the sets measured"),
+        "crop": (0.35 if crops else 1.0, "nearer and farther views" if crops else "small pictures are framed already"),
+        "colour": (0.2 if crops else 0.0, "light differs between photographs" if crops else "did not help"),
+        "erase": (0.0, "did not help in runs of minutes"),
+        "train_size": (smaller, "crops magnify: less suffices in training" if smaller < now.size else "image_size"),
     }
 
 
-def _finetune() -> dict[str, Any]:
+def _optimization(now: Situation, settings: Settings) -> Advice:
+    if now.pretrained:
+        recipe, why = _FINE_TUNING, "from a fitted head, on photographs"
+    elif now.model.startswith("fastnet"):
+        recipe, why = _fastnet(now, settings), "short runs of this network"
+    else:
+        recipe, why = _FROM_SCRATCH, "a usual start for networks from scratch"
+    return {name: (value, why) for name, value in recipe.items()}
+
+
+def _fastnet(now: Situation, settings: Settings) -> dict[str, Any]:
+    """Nesterov momentum with a high rate that falls in a straight line: 68.9 % of CIFAR-10 in 2.2 epochs."""
+    many = now.images >= _MANY_IMAGES
+    long = now.model == "fastnet" and settings.epochs >= _LONG_EPOCHS
     return {
-        "batch_size": 32,
-        "optimizer": "adamw",
-        "lr": 3e-4,
-        "weight_decay": 0.02,
-        "schedule": "cosine",
+        "batch_size": 250 if many else 64,
+        "optimizer": "sgd",
+        "lr": 0.2 if many else 0.1,
+        "momentum": 0.85,
+        "weight_decay": 5e-4,
+        "schedule": "linear",
         "warmup": 0.1,
-        "label_smoothing": 0.1,
-        "ema": 0.99,
+        "label_smoothing": 0.2 if not now.grey else 0.1,
+        "ema": 0.0,
+        "grow": 0.5 if long and many else 1.0,
     }
+
+
+_FINE_TUNING = {
+    "batch_size": 16,
+    "optimizer": "adamw",
+    "lr": 3e-4,
+    "momentum": 0.9,
+    "weight_decay": 0.02,
+    "schedule": "cosine",
+    "warmup": 0.05,
+    "label_smoothing": 0.1,
+    "ema": 0.99,
+    "grow": 1.0,
+}
+
+_FROM_SCRATCH = {
+    "batch_size": 128,
+    "optimizer": "adamw",
+    "lr": 1e-3,
+    "momentum": 0.9,
+    "weight_decay": 0.05,
+    "schedule": "cosine",
+    "warmup": 0.1,
+    "label_smoothing": 0.1,
+    "ema": 0.99,
+    "grow": 1.0,
+}

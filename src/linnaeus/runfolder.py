@@ -21,7 +21,7 @@ from typing import IO, Any
 from linnaeus.config import Settings
 from linnaeus.errors import RunError
 from linnaeus.results import EpochResult
-from linnaeus.storage import append_line, storage_errors, write_file
+from linnaeus.storage import append_line, clear_leftovers, is_leftover, storage_errors, write_file
 
 
 @dataclass(kw_only=True)
@@ -91,7 +91,7 @@ class RunFolder:
 def check_free(out: str | Path | None) -> None:
     """Raise RunError if a new run must not be written to this folder."""
     path = Path(out) if out is not None else None
-    if path is not None and path.exists() and not (path.is_dir() and not any(path.iterdir())):
+    if path is not None and path.exists() and not (path.is_dir() and _is_bare(path)):
         fix = f"Choose another folder, or go on with it: linnaeus train --resume {path}"
         raise RunError("an output folder that does not exist or is empty", got=f"{str(path)!r}, in use", fix=fix)
 
@@ -101,7 +101,7 @@ def create_run(out: str | Path | None, name: str) -> RunFolder:
     check_free(out)
     path = Path(out) if out is not None else _next_free(name)
     with storage_errors(path):
-        (path / "checkpoints").mkdir(parents=True)
+        (path / "checkpoints").mkdir(parents=True, exist_ok=True)
     return _lock(path)
 
 
@@ -117,8 +117,8 @@ def read_report(path: str | Path) -> dict[str, Any]:
     """Return the facts that a run's report.json holds. Raises RunError if it has none."""
     file = Path(path) / "report.json"
     try:
-        report: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        report: dict[str, Any] = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         got = f"{str(path)!r}, without a readable report.json"
         raise RunError("the folder of a run that came to its report", got=got, fix="Name a run's folder.") from None
     return report
@@ -128,6 +128,14 @@ def to_json(epoch: EpochResult) -> dict[str, Any]:
     """Return an epoch's result as JSON values: what was not measured is null."""
     values = asdict(epoch).items()
     return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values}
+
+
+def _is_bare(folder: Path) -> bool:
+    """Whether a folder holds nothing, or only what a run that was killed before it began has left."""
+    names = {path.name for path in folder.iterdir()}
+    whole = {name for name in names if not is_leftover(name)}
+    begun = any((folder / "checkpoints").glob("*"))
+    return not names or (".lock" in names and whole <= {".lock", "checkpoints", "config.toml"} and not begun)
 
 
 def _next_free(name: str) -> Path:
@@ -146,6 +154,8 @@ def _lock(path: Path) -> RunFolder:
         stream.close()
         got = f"{str(path)!r}, which another process writes"
         raise RunError("a run folder that is free", got=got, fix="Wait for it to end, or choose another.") from None
+    for place in (path, path / "checkpoints"):
+        clear_leftovers(place)
     return RunFolder(path=path, lock=stream)
 
 

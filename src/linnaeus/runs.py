@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from linnaeus.config import AUTO, Settings
@@ -40,7 +41,9 @@ from linnaeus.runtime import (
     list_versions,
     seed_all,
 )
-from linnaeus.training.tasks import Normalizer
+
+_LARGE = 64  # pixels a side, above which a trial takes two pictures
+_SHOWN = 512  # pictures that a network may look at before it learns
 
 
 @dataclass(kw_only=True)
@@ -154,7 +157,7 @@ def _prepare_data(run: Run, source: Source) -> tuple[Dataset, Entry, Survey]:
         run.display.say(f"  note: {note}")
     with run.timed("reading images"):
         look = survey(source)
-        entry = find_model(choose_model(run.chooser, look))
+        entry = find_model(choose_model(run.chooser, look, len(source)))
         preprocess = choose_preprocess(run.chooser, look, entry)
         with run.display.progress("reading images") as advance:
             if not run.world.leads:
@@ -208,6 +211,8 @@ def _build_learner(run: Run, dataset: Dataset, entry: Entry, look: Survey) -> Le
         size=dataset.preprocess.height,
     )
     now = Situation(
+        model=entry.name,
+        size=dataset.preprocess.height,
         images=len(dataset.indices("train")),
         small=look.small,
         grey=look.grey,
@@ -219,6 +224,7 @@ def _build_learner(run: Run, dataset: Dataset, entry: Entry, look: Survey) -> Le
     model = create_model(blueprint)
     if run.settings.pretrained:
         load_pretrained(model, entry, blueprint)
+    _show_pictures(model, dataset)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     _set_threads(run, model, dataset, device)
     assert not run.settings.unresolved(), run.settings.unresolved()
@@ -228,30 +234,30 @@ def _build_learner(run: Run, dataset: Dataset, entry: Entry, look: Survey) -> Le
     )  # fmt: skip
 
 
+def _show_pictures(model: Classifier, dataset: Dataset) -> None:
+    """Let a network take what it needs from some training pictures."""
+    indices = dataset.indices("train")
+    pixels = dataset.prepared.pixels.take(indices[:: max(1, len(indices) // _SHOWN)])
+    model.look_at(torch.from_numpy(dataset.preprocess.normalize(np.ascontiguousarray(pixels))))
+
+
 def _set_threads(run: Run, model: Classifier, dataset: Dataset, device: torch.device) -> None:
     """Use the threads that the user fixed or that a short trial finds to be faster."""
     if run.settings.threads == AUTO:
         if device.type != "cpu" or run.world.size > 1:
             run.chooser.choose("threads", max(1, available_cores() // run.world.size), "the cores of this process")
         else:
-            step = _trial_step(run, model, dataset)
-            run.chooser.choose("threads", choose_threads(step), "faster in a trial of a few steps")
+            run.chooser.choose("threads", _trial(run, model, dataset), "faster in a short trial")
     torch.set_num_threads(run.settings.threads)
 
 
-def _trial_step(run: Run, model: Classifier, dataset: Dataset) -> Any:
-    """Return a step of training on a copy of the network, as the run will do it."""
-    trial = copy.deepcopy(model).train()
-    n = min(run.settings.batch_size, 16 if dataset.preprocess.height > 64 else 128)
-    pixels = torch.zeros(n, dataset.preprocess.channels, dataset.preprocess.height, dataset.preprocess.width)
-    normalize = Normalizer(dataset.preprocess, torch.device("cpu"))
-
-    def step() -> None:
-        with autocast(torch.device("cpu"), run.settings.precision):
-            loss = trial(normalize(pixels)).float().square().mean()
-        loss.backward()
-
-    return step
+def _trial(run: Run, model: Classifier, dataset: Dataset) -> int:
+    """Try a copy of the network on a few blank pictures, in the arithmetic of the run."""
+    side = run.settings.train_size
+    few = 2 if side > _LARGE else 128
+    images = torch.zeros(few, dataset.preprocess.channels, side, side).contiguous(memory_format=torch.channels_last)
+    with autocast(torch.device("cpu"), run.settings.precision):
+        return choose_threads(copy.deepcopy(model).train(), images)
 
 
 def _write_start(run: Run, folder: RunFolder, dataset: Dataset) -> None:
@@ -274,12 +280,13 @@ def _facts(run: Run, dataset: Dataset, *, finished: bool) -> dict[str, Any]:
 
 def _finish(run: Run, learner: Learner) -> RunResult:
     """Deliver the bundle and the report. Only the first process writes; the others come back without scores."""
-    state = learner.state
     if run.folder is None or not run.world.leads:
-        return RunResult(folder="", bundle="", report="", scores={}, epochs=state.history, choices=run.chooser.choices)
+        return RunResult(
+            folder="", bundle="", report="", scores={}, epochs=learner.history, choices=run.chooser.choices
+        )
     with run.timed("judging"):
         delivery = deliver(_product(learner), run.folder.bundle, display=run.display, at_most=learner.judge_at_most)
-    stopped = learner.ended if learner.ended not in ("done", "time") else ""
+    stopped = learner.ended if learner.ended in ("interrupted", "patience") else ""
     story = _tell_story(run, learner, delivery, stopped)
     write_report(run.folder.path, story, learner.dataset, delivery.judgements)
     if learner.ended != "interrupted":
@@ -289,7 +296,7 @@ def _finish(run: Run, learner: Learner) -> RunResult:
         bundle=str(run.folder.bundle),
         report=str(run.folder.report),
         scores={part: judgement.scores for part, judgement in delivery.judgements.items()},
-        epochs=state.history,
+        epochs=learner.history,
         choices=run.chooser.choices,
         bad_images=learner.dataset.prepared.bad,
         stopped_early=stopped,
@@ -315,9 +322,10 @@ def _tell_story(run: Run, learner: Learner, delivery: Delivery, stopped: str) ->
     run.timing["start-up and rest"] = max(0.0, total - sum(run.timing.values()))
     return Story(
         folder=str(run.folder.path),
+        data=str(run.data) if isinstance(run.data, str | Path) else "",
         model=delivery.model,
         choices=run.chooser.choices,
-        epochs=learner.state.history,
+        epochs=learner.history,
         agreement=delivery.agreement.to_dict(),
         timing=run.timing,
         settings=run.settings.to_dict(),

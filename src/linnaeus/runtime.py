@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import platform
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from linnaeus.errors import SettingError
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _LARGEST_MMAP_THRESHOLD = 32 * 2**20  # glibc refuses more
+_TRIAL_SECONDS = 0.25
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -112,15 +115,47 @@ def _cpu_flags() -> set[str]:
     return set(next((line for line in lines if line.startswith("flags")), "").split())
 
 
-def choose_threads(step: Callable[[], object], *, seconds: float = 0.25) -> int:
-    """Time a step with one thread and with all, and return the faster number.
+def choose_threads(network: nn.Module, images: torch.Tensor) -> int:
+    """Time a network with one thread and with all, and return the faster number.
 
-    With the cores taken by other programs, two spinning OpenMP threads can run several times slower than one.
+    With the cores taken by other programs, two spinning OpenMP threads can run forty times slower than one. So the
+    second trial is given up as soon as it has taken longer than the first.
     """
     most = available_cores()
     if most == 1:
         return 1
-    return min((1, most), key=lambda threads: _time_step(step, threads, seconds))
+    alone = _time_forward(network, images, threads=1, limit=math.inf)
+    return most if _time_forward(network, images, threads=most, limit=alone) < alone else 1
+
+
+class _TooSlowError(Exception):
+    """A trial has taken longer than it may."""
+
+
+@torch.no_grad()
+def _time_forward(network: nn.Module, images: torch.Tensor, *, threads: int, limit: float) -> float:
+    """Return the seconds of the fastest of a few passes, infinity if one takes longer than three times the limit."""
+    torch.set_num_threads(threads)
+    deadline = math.inf
+
+    def give_up(*_: object) -> None:
+        if time.perf_counter() > deadline:
+            raise _TooSlowError
+
+    hooks = [module.register_forward_pre_hook(give_up) for module in network.modules()]
+    best, end = math.inf, time.perf_counter() + _TRIAL_SECONDS
+    try:
+        while best == math.inf or time.perf_counter() < end:
+            start = time.perf_counter()
+            deadline = start + 3 * limit
+            network(images)
+            best = min(best, time.perf_counter() - start)
+    except _TooSlowError:
+        return math.inf
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return best
 
 
 def available_cores() -> int:
@@ -128,17 +163,6 @@ def available_cores() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     return min(cores, int(wanted)) if wanted.isdigit() and int(wanted) > 0 else cores
-
-
-def _time_step(step: Callable[[], object], threads: int, seconds: float) -> float:
-    torch.set_num_threads(threads)
-    step()
-    best, end = float("inf"), time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        start = time.perf_counter()
-        step()
-        best = min(best, time.perf_counter() - start)
-    return best
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:

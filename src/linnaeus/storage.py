@@ -27,7 +27,7 @@ def cache_folder() -> Path:
 
 def write_file(path: Path, data: bytes | str) -> None:
     """Write a file whole or not at all. Raises StorageError when the disk is full or refuses."""
-    payload = data.encode() if isinstance(data, str) else data
+    payload = data.encode(errors="backslashreplace") if isinstance(data, str) else data
     temporary = path.with_name(f"{path.name}{_TEMPORARY}{uuid.uuid4().hex[:8]}")
     with storage_errors(path):
         try:
@@ -52,7 +52,8 @@ def new_folder(target: Path, *, replace: bool = True) -> Iterator[Path]:
     """Give a temporary folder to fill that takes the target's place, whole, when the block ends without an error.
 
     A folder that was there is moved aside first and deleted last, so that a crash between leaves it
-    under the name that `find_folder` knows. With `replace` off, the one that was there stays.
+    under the name that `find_folder` knows. With `replace` off, the one that was there stays, also one that another
+    process put there a moment ago.
     """
     temporary = target.with_name(f"{target.name}{_TEMPORARY}{uuid.uuid4().hex[:8]}")
     previous = target.with_name(target.name + _PREVIOUS)
@@ -66,11 +67,31 @@ def new_folder(target: Path, *, replace: bool = True) -> Iterator[Path]:
             if target.exists():
                 shutil.rmtree(previous, ignore_errors=True)
                 target.rename(previous)
-            temporary.rename(target)
+            try:
+                temporary.rename(target)
+            except OSError:
+                if replace or not target.exists():
+                    raise
             sync_folder(target.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(previous, ignore_errors=True)
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a name is one under which `write_file` and `new_folder` prepare what they write."""
+    return _TEMPORARY in name
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what processes that were killed while they wrote left in a folder. Nobody may be writing it."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if not is_leftover(path.name):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def find_folder(target: Path) -> Path:

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+_ALTERNATING = 1_000_033  # a stream apart from those that are counted
+
 # Shapes: N images, C channels, H rows, W columns.
 
 
@@ -44,13 +46,22 @@ class _Chance:
         self._stream += 1
         return low + (high - low) * draw(*self._where, self._stream)
 
+    def alternating(self) -> NDArray[np.bool_]:
+        """Return bool (N,): a random half of the samples in the first epoch, then the other half, and so on.
+
+        So every pair of epochs shows each image both ways (Jordan 2024).
+        """
+        seed, epoch, samples = self._where
+        first: NDArray[np.bool_] = draw(seed, 0, samples, _ALTERNATING) < 0.5
+        return first ^ bool(epoch % 2)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
     """What is done to training images. Every field at its default does nothing.
 
     Attributes:
-        flip: mirror half of the images.
+        flip: mirror every image in every other epoch, half of them in each.
         shift: largest shift as a share of the side. rotate: largest rotation in degrees.
         crop: smallest share of the area kept by a random resized crop (Szegedy et al. 2015).
         colour: strength in [0, 1] of random brightness, contrast and saturation.
@@ -72,10 +83,11 @@ class Augment:
         `samples` int64 (N,) are the images' own numbers; `size` other than 0 gives a square of another side.
         """
         chance = _Chance(seed, epoch, samples)
-        if self.rotate or self.crop < 1.0 or (size and size != pixels.shape[1]):
-            images = self._warp(pixels, chance, size or pixels.shape[1])
+        side = size or pixels.shape[1]
+        if self.rotate or self.crop < 1.0:
+            images = self._warp(pixels, chance, side)
         else:
-            images = _to_nchw(self._move(pixels, chance))
+            images = _resize(_to_nchw(self._move(pixels, chance)), side)
         if self.colour:
             images = self._recolour(images, chance)
         return self._erase(images, chance) if self.erase else images
@@ -88,7 +100,7 @@ class Augment:
         rows = _mirrored(height, _whole(chance.uniform(-self.shift, self.shift), height))
         columns = _mirrored(width, _whole(chance.uniform(-self.shift, self.shift), width))
         if self.flip:
-            mirrored = chance.uniform(0, 1) < 0.5
+            mirrored = chance.alternating()
             columns[mirrored] = columns[mirrored, ::-1]
         # One flat gather of whole pixels; NumPy's two-axis fancy index is three times slower.
         flat = (np.arange(n)[:, None, None] * height + rows[:, :, None]) * width + columns[:, None, :]
@@ -106,7 +118,7 @@ class Augment:
         # A crop lies anywhere inside the picture; a shift may leave it.
         right = chance.uniform(-1, 1) * (1 - across) + 2 * chance.uniform(-self.shift, self.shift)
         below = chance.uniform(-1, 1) * (1 - down) + 2 * chance.uniform(-self.shift, self.shift)
-        sign = np.where(chance.uniform(0, 1) < 0.5, -1.0, 1.0) if self.flip else np.ones(n)
+        sign = np.where(chance.alternating(), -1.0, 1.0) if self.flip else np.ones(n)
         theta = np.empty((n, 2, 3))
         theta[:, 0] = np.stack([sign * across * np.cos(angle), -down * np.sin(angle), right], axis=1)
         theta[:, 1] = np.stack([sign * across * np.sin(angle), down * np.cos(angle), below], axis=1)
@@ -156,6 +168,12 @@ def _to_nchw(pixels: NDArray[np.uint8]) -> torch.Tensor:
     if not contiguous.flags.writeable:  # a memory map: torch has no read-only tensors
         contiguous = contiguous.copy()
     return torch.from_numpy(contiguous).permute(0, 3, 1, 2)
+
+
+def _resize(images: torch.Tensor, side: int) -> torch.Tensor:
+    if images.shape[-1] == side:
+        return images
+    return F.interpolate(images, size=(side, side), mode="bilinear", antialias=True)
 
 
 def _to_uint8(images: torch.Tensor) -> torch.Tensor:

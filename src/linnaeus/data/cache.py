@@ -62,7 +62,10 @@ class DecodedPixels:
 
     def take(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return the prepared images with these indices, in this order."""
-        return np.stack([_prepare(self.source, self.preprocess, int(i)) for i in indices])
+        images = np.empty((len(indices), *_shape(self.preprocess)), np.uint8)
+        for image, i in zip(images, indices):
+            image[...] = _prepare(self.source, self.preprocess, int(i))
+        return images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +116,7 @@ def _fits(size: int, limit: int) -> bool:
 def _as_they_are(images: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.uint8] | None:
     """Return an array of images with a channel axis if the preprocessing would change nothing, else None."""
     array = images[..., None] if images.ndim == 3 else images
-    wanted = (preprocess.height, preprocess.width, preprocess.channels)
-    return array if array.shape[1:] == wanted else None
+    return array if array.shape[1:] == _shape(preprocess) else None
 
 
 def _prepare_array(array: NDArray[np.uint8], preprocess: Preprocess) -> Prepared:
@@ -123,7 +125,7 @@ def _prepare_array(array: NDArray[np.uint8], preprocess: Preprocess) -> Prepared
 
 
 def _prepare_in_memory(source: Source, preprocess: Preprocess, tell: Progress) -> Prepared:
-    shape = (len(source), preprocess.height, preprocess.width, preprocess.channels)
+    shape = (len(source), *_shape(preprocess))
     array, digests, bad = np.zeros(shape, np.uint8), _no_digests(len(source)), {}
     for i, image in _decode_all(source, preprocess, tell):
         if isinstance(image, BadImage):
@@ -143,7 +145,7 @@ def _prepare_files(source: Source, preprocess: Preprocess, *, pack: bool, tell: 
     bad = {int(i): BadImage(path=source.where(int(i)), reason=reason) for i, reason in index["bad"].items()}
     pixels: Pixels = DecodedPixels(source=source, preprocess=preprocess)
     if pack:
-        shape = (len(source), preprocess.height, preprocess.width, preprocess.channels)
+        shape = (len(source), *_shape(preprocess))
         pixels = PackedPixels(array=np.memmap(folder / "pixels.bin", dtype=np.uint8, mode="r", shape=shape))
     return _finish(pixels, digests, bad, packed=pack, from_cache=from_cache)
 
@@ -151,7 +153,7 @@ def _prepare_files(source: Source, preprocess: Preprocess, *, pack: bool, tell: 
 def _write_pack(folder: Path, source: Source, preprocess: Preprocess, *, pack: bool, tell: Progress) -> None:
     """Fill a pack under a temporary name; two runs that build the same one do not see each other's half."""
     digests, bad = _no_digests(len(source)), {}
-    empty = np.zeros((preprocess.height, preprocess.width, preprocess.channels), np.uint8)
+    empty = np.zeros(_shape(preprocess), np.uint8)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with new_folder(folder, replace=False) as part:
         with storage_errors(part), (part / "pixels.bin").open("wb") as stream:
@@ -224,6 +226,10 @@ def _no_digests(n: int) -> NDArray[np.uint8]:
     numbers = np.zeros((n, _DIGEST), np.uint8)
     numbers[:, :8] = np.arange(n, dtype="<u8").view(np.uint8).reshape(n, 8)
     return numbers
+
+
+def _shape(preprocess: Preprocess) -> tuple[int, int, int]:
+    return preprocess.height, preprocess.width, preprocess.channels
 
 
 def _pixel_settings(preprocess: Preprocess) -> dict[str, object]:

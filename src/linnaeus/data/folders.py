@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from linnaeus.data.labelled import SPLIT_CODES, Reading, natural_key, some
-from linnaeus.decoding import HEAD_BYTES, picture_format
+from linnaeus.decoding import HEAD_BYTES, SUFFIXES, picture_format
 from linnaeus.errors import DataError
 
-SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"))
 _HIDDEN = frozenset(("__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN"))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from linnaeus.data.augment import Augment, draw
 from linnaeus.data.cache import Pixels
+
+Side = Callable[[int], int]
 
 _ORDER_STREAM = 1_000_003  # apart from the streams that augmentation draws from
 
@@ -49,7 +51,6 @@ class Loader:
         rank, world: this process feeds every world-th image of each batch, so that all processes together feed
             what one alone would.
         workers: threads that prepare batches ahead.
-        size: side of the fed squares, 0 for that of the pixels.
     """
 
     pixels: Pixels
@@ -62,20 +63,27 @@ class Loader:
     workers: int = 0
     rank: int = 0
     world: int = 1
-    size: int = 0
 
     @property
     def steps(self) -> int:
-        """Batches in an epoch. They differ in size by at most one image, so that none is left small at the end."""
-        return -(-len(self.indices) // self.batch_size)
+        """Batches in an epoch. They differ in size by at most one image, so that none is left small at the end.
 
-    def batches(self, epoch: int = 0, *, start: int = 0) -> Generator[Batch]:
-        """Yield the batches of an epoch, from the start-th on."""
-        parts = np.array_split(self._order(epoch), self.steps)[start:]
-        if self.workers == 0:
-            yield from (self._load(part, epoch) for part in parts)
-        else:
-            yield from self._load_ahead(parts, epoch)
+        Where there are images enough, each has one at least for every process.
+        """
+        return min(-(-len(self.indices) // self.batch_size), max(1, len(self.indices) // self.world))
+
+    def batches(self, epoch: int = 0, *, start: int = 0, side: Side = lambda batch: 0) -> Generator[Batch]:
+        """Yield the batches of an epoch, from the start-th on.
+
+        `side` tells the side of the pictures of each batch when it is loaded, 0 for that of the pixels.
+        """
+        parts = np.array_split(self._order(epoch), self.steps)
+
+        def load(number: int) -> Batch:
+            return self._load(parts[number], epoch, side(number))
+
+        numbers = range(start, len(parts))
+        yield from self._load_ahead(load, numbers) if self.workers else map(load, numbers)
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         if not self.shuffle:
@@ -83,19 +91,19 @@ class Loader:
         keys = draw(self.seed, epoch, self.indices, _ORDER_STREAM)
         return self.indices[np.argsort(keys, kind="stable")]
 
-    def _load(self, part: NDArray[np.int64], epoch: int) -> Batch:
+    def _load(self, part: NDArray[np.int64], epoch: int, side: int) -> Batch:
         mine = part[self.rank :: self.world]
-        images = self.augment.apply(self.pixels.take(mine), seed=self.seed, epoch=epoch, samples=mine, size=self.size)
+        images = self.augment.apply(self.pixels.take(mine), seed=self.seed, epoch=epoch, samples=mine, size=side)
         labels = torch.from_numpy(self.labels[mine])
         return Batch(pixels=images, labels=labels, samples=mine, share=len(mine) / len(part))
 
-    def _load_ahead(self, parts: list[NDArray[np.int64]], epoch: int) -> Generator[Batch]:
+    def _load_ahead(self, load: Callable[[int], Batch], numbers: range) -> Generator[Batch]:
         """Keep `workers` batches in the making, and hand them out in order."""
         waiting: deque[Future[Batch]] = deque()
         with ThreadPoolExecutor(self.workers) as pool:
             try:
-                for part in parts:
-                    waiting.append(pool.submit(self._load, part, epoch))
+                for number in numbers:
+                    waiting.append(pool.submit(load, number))
                     if len(waiting) > self.workers:
                         yield waiting.popleft().result()
                 while waiting:

@@ -60,6 +60,6 @@ def _size(source: Source, index: int, pixels: NDArray[np.uint8]) -> tuple[int, i
     """Return the true size: a JPEG may have been decoded at a fraction of it."""
     picture = source.images[index]
     if isinstance(picture, str):
-        with contextlib.suppress(OSError, ValueError), Image.open(picture) as opened:
+        with contextlib.suppress(OSError, ValueError, Image.DecompressionBombError), Image.open(picture) as opened:
             return opened.size
     return pixels.shape[0], pixels.shape[1]

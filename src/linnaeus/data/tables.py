@@ -104,7 +104,7 @@ def _paths(table: Path, cells: list[Any]) -> tuple[str, ...]:
 
 
 def _group_numbers(cells: list[Any]) -> NDArray[np.int64]:
-    """Number the groups in the order in which they first appear; an empty cell is a group of its own."""
+    """Return a number for each group in the order of appearance; an empty cell is a group of its own."""
     numbers: dict[object, int] = {}
     keys = [(i,) if cell is None or cell == "" else cell for i, cell in enumerate(cells)]
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int64)

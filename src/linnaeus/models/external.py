@@ -70,6 +70,12 @@ def describe(name: str) -> Entry:
     )
 
 
+def list_names(pattern: str) -> list[str]:
+    """Return the names, as "timm:NAME", of timm's networks that match "timm:PATTERN"."""
+    names: list[str] = _import_timm().list_models(pattern.removeprefix("timm:"))
+    return [f"timm:{name}" for name in names]
+
+
 def build_timm(name: str, classes: int, channels: int, size: int, **options: Any) -> Classifier:
     """Build a timm network with fresh weights, for pictures of this size where the network's shape depends on it."""
     timm = _import_timm()

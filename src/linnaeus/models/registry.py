@@ -46,6 +46,9 @@ class Classifier(nn.Module):
         """Replace the head by a fresh one for this number of classes."""
         self.head = nn.Linear(self.width, classes)
 
+    def look_at(self, images: torch.Tensor) -> None:
+        """Set what a network takes from the data before it learns, from normalized images float (N, C, H, W)."""
+
     def foldable(self) -> list[tuple[str, str]]:
         """Return the names of each convolution and the batch norm right after it that may be folded into it."""
         return []
@@ -101,8 +104,12 @@ def register(entry: Entry) -> None:
 
 
 def list_models(pattern: str = "*") -> list[Entry]:
-    """Return the networks whose names match a pattern such as "resnet*", sorted by name."""
+    """Return the networks whose names match a pattern such as "resnet*" or "timm:vit_tiny*", sorted by name."""
     _load_families()
+    if pattern.startswith("timm:"):
+        from linnaeus.models import external
+
+        return [external.describe(name) for name in external.list_names(pattern)]
     return [entry for name, entry in sorted(_ENTRIES.items()) if fnmatch.fnmatch(name, pattern)]
 
 

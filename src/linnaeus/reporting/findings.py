@@ -134,7 +134,8 @@ def _evaluate(report: Mapping[str, Any], part: str) -> str:
 
 
 def _data_name(report: Mapping[str, Any]) -> str:
-    return shlex.quote(str((report.get("data") or {}).get("name") or "DATA"))
+    data = report.get("data") or {}
+    return shlex.quote(str(data.get("path") or data.get("name") or "DATA"))
 
 
 def _no_better_than_guessing(report: Mapping[str, Any], verdict: Verdict) -> list[Problem]:

@@ -30,6 +30,7 @@ class Story:
     """What is told of a run, beside its data and its judgements."""
 
     folder: str
+    data: str
     model: Mapping[str, Any]
     choices: Sequence[Choice]
     epochs: Sequence[EpochResult]
@@ -61,6 +62,7 @@ def _facts(story: Story, dataset: Dataset, judgements: Mapping[str, Judgement]) 
         "model": dict(story.model),
         "data": {
             "name": source.name,
+            "path": story.data,
             "classes": list(source.classes),
             "counts": dataset.counts(),
             "bad_images": [asdict(image) for image in dataset.prepared.bad],

@@ -87,6 +87,7 @@ def save_state(state: State, path: Path) -> None:
         tensors |= _prefix("best", state.best.weights)
     facts = {
         "numbers": {name: getattr(state, name) for name in _NUMBERS},
+        "rates": [group["lr"] for group in state.optimizer.param_groups],
         "tally": asdict(state.tally),
         "best": {"accuracy": state.best.accuracy, "loss": state.best.loss} if state.best else None,
         "history": [asdict(result) for result in state.history],
@@ -119,6 +120,8 @@ def _fill(state: State, tensors: Weights, facts: Mapping[str, Any]) -> None:
     if state.average is not None:
         state.average.load_state_dict(_under("average", tensors))
     _fill_optimizer(state.optimizer, _under("optimizer", tensors))
+    for group, rate in zip(state.optimizer.param_groups, facts["rates"]):
+        group["lr"] = rate
     for name in _NUMBERS:
         setattr(state, name, facts["numbers"][name])
     state.tally = Tally(**facts["tally"])

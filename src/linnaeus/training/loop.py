@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -22,6 +23,7 @@ from linnaeus.training.optim import Rule, Schedule, set_learning_rate
 from linnaeus.training.tasks import Normalizer, StepResult, Task
 
 _BAD_STEPS_IN_A_ROW = 3
+_HALF_FROM, _FULL_FROM = 0.25, 0.65  # progress at which growing pictures reach the middle and the full side
 
 Watch = Callable[[Iterable[Batch], int], Iterable[Batch]]
 
@@ -34,6 +36,7 @@ class Plan:
         epochs: after which training ends. time_limit: seconds of training after which it ends all the same; the
             schedule follows whichever runs out first.
         patience: epochs without a better result before it stops, 0 for never.
+        size: side of the pictures. grow: share of it at which training begins (progressive resizing, Howard 2018).
         freeze_norms: keep the batch statistics of a pretrained network.
     """
 
@@ -45,12 +48,21 @@ class Plan:
     clip_norm: float = 0.0
     ema: float = 0.0
     patience: int = 0
+    size: int = 0
+    grow: float = 1.0
     freeze_norms: bool = False
     precision: str = "fp32"
     seed: int = 0
     checkpoint_every: float = math.inf
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     world: World = field(default_factory=World)
+
+    def side(self, progress: float) -> int:
+        """Return the side of the pictures at a progress in [0, 1], a multiple of 8 below the full one."""
+        if progress >= _FULL_FROM or self.grow == 1.0:
+            return self.size
+        share = self.grow if progress < _HALF_FROM else (1 + self.grow) / 2
+        return min(self.size, max(8, 8 * round(self.size * share / 8)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +93,8 @@ def fit(state: State, task: Task, loader: Loader, plan: Plan, hooks: Hooks) -> s
         network = DistributedDataParallel(state.model)
     session = _Session(state=state, network=network, task=task, loader=loader, plan=plan, hooks=hooks)
     while state.epoch < plan.epochs:
+        if plan.patience and _epochs_since_best(state) >= plan.patience:  # a resumed run may begin here, too
+            return "patience"
         start = time.perf_counter()
         ended = _train_epoch(session)
         result = _close_epoch(session, time.perf_counter() - start)
@@ -89,8 +103,6 @@ def fit(state: State, task: Task, loader: Loader, plan: Plan, hooks: Hooks) -> s
         stop = plan.world.any(hooks.on_epoch(result))
         if ended or stop:
             return ended or "stopped"
-        if plan.patience and _epochs_since_best(state) >= plan.patience:
-            return "patience"
     return "done"
 
 
@@ -113,11 +125,14 @@ class _Session:
         """Bring the time spent training up to date, judging and saving included."""
         self.state.seconds = time.perf_counter() - self.zero
 
-    def progress(self) -> float:
+    def progress(self, batch: int, seconds: float) -> float:
         """Return the share of the run that is done, by steps or by time, whichever is further."""
-        state, plan, steps = self.state, self.plan, self.loader.steps
-        by_steps = (state.epoch * steps + state.batch) / (plan.epochs * steps)
-        return min(1.0, max(by_steps, plan.world.agree(state.seconds) / plan.time_limit))
+        by_steps = (self.state.epoch * self.loader.steps + batch) / (self.plan.epochs * self.loader.steps)
+        return min(1.0, max(by_steps, seconds / self.plan.time_limit))
+
+    def side(self, batch: int) -> int:
+        """Return the side of the pictures of a batch of the running epoch."""
+        return self.plan.side(self.progress(batch, self.state.seconds))
 
 
 def _train_epoch(session: _Session) -> str:
@@ -125,7 +140,7 @@ def _train_epoch(session: _Session) -> str:
     state, plan, hooks, loader = session.state, session.plan, session.hooks, session.loader
     _set_mode(session.network, plan)
     saved = time.perf_counter()
-    with contextlib.closing(loader.batches(state.epoch, start=state.batch)) as batches:
+    with contextlib.closing(loader.batches(state.epoch, start=state.batch, side=session.side)) as batches:
         for batch in hooks.watch(batches, loader.steps - state.batch):
             _train_step(session, batch.to(plan.device))
             state.batch += 1
@@ -144,8 +159,9 @@ def _train_epoch(session: _Session) -> str:
 def _train_step(session: _Session, batch: Batch) -> None:
     """One optimizer step, or none if the loss is not finite in any process."""
     state, plan = session.state, session.plan
+    progress = session.progress(state.batch, plan.world.agree(state.seconds))
     seed_all(plan.seed, state.epoch, state.batch, plan.world.rank)
-    set_learning_rate(state.optimizer, plan.rule.lr * plan.schedule.at(session.progress()))
+    set_learning_rate(state.optimizer, plan.rule.lr * plan.schedule.at(progress))
     state.optimizer.zero_grad(set_to_none=True)
     results = _backward(session, batch)
     state.step += 1
@@ -164,7 +180,7 @@ def _backward(session: _Session, batch: Batch) -> list[tuple[Batch, StepResult]]
     """Add up the gradient over the parts of a batch. Returns nothing if any process met a non-finite loss."""
     state, plan, network = session.state, session.plan, session.network
     results = []
-    parts = _cut(batch, plan.accumulate)
+    parts = _cut(batch, plan.accumulate, plan.world.size)
     for i, part in enumerate(parts):
         last = i == len(parts) - 1
         waits = contextlib.nullcontext() if last or plan.world.size == 1 else network.no_sync()  # type: ignore[operator]
@@ -180,20 +196,21 @@ def _backward(session: _Session, batch: Batch) -> list[tuple[Batch, StepResult]]
     return results
 
 
-def _cut(batch: Batch, parts: int) -> list[Batch]:
+def _cut(batch: Batch, parts: int, processes: int) -> list[Batch]:
+    """Cut a batch into as many parts in every process, none of them empty."""
+    n = len(batch.labels)
+    parts = max(1, min(parts, round(n / batch.share) // processes)) if n else 1
     if parts == 1:
         return [batch]
-    n = len(batch.labels)
-    size = math.ceil(n / parts)
-    cuts = [slice(start, start + size) for start in range(0, n, size)]
+    edges = [n * i // parts for i in range(parts + 1)]
     return [
         Batch(
-            pixels=batch.pixels[cut],
-            labels=batch.labels[cut],
-            samples=batch.samples[cut],
-            share=batch.share * len(batch.labels[cut]) / n,
+            pixels=batch.pixels[start:end],
+            labels=batch.labels[start:end],
+            samples=batch.samples[start:end],
+            share=batch.share * (end - start) / n,
         )
-        for cut in cuts
+        for start, end in itertools.pairwise(edges)
     ]
 
 

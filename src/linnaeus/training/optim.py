@@ -10,6 +10,8 @@ from torch import nn
 
 from linnaeus.errors import SettingError
 
+_BETAS = (0.9, 0.99)  # of adamw: runs of minutes are too short for a memory of a thousand steps
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
@@ -49,7 +51,7 @@ def make_optimizer(model: nn.Module, rule: Rule, *, head: nn.Module | None = Non
     if rule.optimizer == "adam":
         return torch.optim.Adam(groups, lr=rule.lr, fused=True)
     if rule.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=rule.lr, fused=True)
+        return torch.optim.AdamW(groups, lr=rule.lr, betas=_BETAS, fused=True)
     raise SettingError("optimizer to be sgd, adam or adamw", got=repr(rule.optimizer), fix="Choose one of them.")
 
 

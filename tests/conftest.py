@@ -1,0 +1,15 @@
+"""What every test finds: a cache of its own, apart from the user's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep packs and weights of the tests in a folder of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LINNAEUS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield

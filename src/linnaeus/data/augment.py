@@ -84,8 +84,10 @@ class Augment:
         """
         chance = _Chance(seed, epoch, samples)
         side = size or pixels.shape[1]
-        if self.rotate or self.crop < 1.0:
+        if self.rotate or (self.shift and self.crop < 1.0):
             images = self._warp(pixels, chance, side)
+        elif self.crop < 1.0:
+            images = self._crop(pixels, chance, side)
         else:
             images = _resize(_to_nchw(self._move(pixels, chance)), side)
         if self.colour:
@@ -107,14 +109,37 @@ class Augment:
         moved: NDArray[np.uint8] = np.take(pixels.reshape(-1, channels), flat, axis=0)
         return moved
 
+    def _crop(self, pixels: NDArray[np.uint8], chance: _Chance, size: int) -> torch.Tensor:
+        """Cut a rectangle out of each image and resize it, then flip.
+
+        One image at a time: resizing uint8 with antialiasing is eight times faster than sampling a batch of floats.
+        """
+        n, height, width, channels = pixels.shape
+        across, down = self._extents(chance)
+        rows, columns = np.maximum(1, _whole(down, height)), np.maximum(1, _whole(across, width))
+        top = (chance.uniform(0, 1) * (height - rows + 1)).astype(np.int64)
+        left = (chance.uniform(0, 1) * (width - columns + 1)).astype(np.int64)
+        source = _to_nchw(pixels)
+        cropped = torch.empty((n, size, size, channels), dtype=torch.uint8).permute(0, 3, 1, 2)
+        for i in range(n):
+            part = source[i : i + 1, :, top[i] : top[i] + rows[i], left[i] : left[i] + columns[i]]
+            cropped[i : i + 1] = _resize(part, size)
+        if self.flip:
+            mirrored = torch.from_numpy(chance.alternating())
+            cropped[mirrored] = cropped[mirrored].flip(3)
+        return cropped
+
+    def _extents(self, chance: _Chance) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return width and height of a random crop of each image, as shares of the sides."""
+        area, ratio = chance.uniform(self.crop, 1), chance.uniform(math.log(3 / 4), math.log(4 / 3))
+        stretch = np.exp(ratio / 2)
+        return np.minimum(np.sqrt(area) * stretch, 1.0), np.minimum(np.sqrt(area) / stretch, 1.0)
+
     def _warp(self, pixels: NDArray[np.uint8], chance: _Chance, size: int) -> torch.Tensor:
         """Crop, rotate, shift and flip in one affine map with bilinear sampling, edges mirrored."""
         n = len(pixels)
         angle = np.deg2rad(chance.uniform(-self.rotate, self.rotate))
-        area, ratio = chance.uniform(self.crop, 1), chance.uniform(math.log(3 / 4), math.log(4 / 3))
-        stretch = np.exp(ratio / 2) if self.crop < 1.0 else np.ones(n)
-        across = np.minimum(np.sqrt(area) * stretch, 1.0)
-        down = np.minimum(np.sqrt(area) / stretch, 1.0)
+        across, down = self._extents(chance) if self.crop < 1.0 else (np.ones(n), np.ones(n))
         # A crop lies anywhere inside the picture; a shift may leave it.
         right = chance.uniform(-1, 1) * (1 - across) + 2 * chance.uniform(-self.shift, self.shift)
         below = chance.uniform(-1, 1) * (1 - down) + 2 * chance.uniform(-self.shift, self.shift)
@@ -171,7 +196,7 @@ def _to_nchw(pixels: NDArray[np.uint8]) -> torch.Tensor:
 
 
 def _resize(images: torch.Tensor, side: int) -> torch.Tensor:
-    if images.shape[-1] == side:
+    if images.shape[-2:] == (side, side):
         return images
     return F.interpolate(images, size=(side, side), mode="bilinear", antialias=True)
 

@@ -1,0 +1,300 @@
+"""The loop: what a step does, when training ends, and that a bad loss harms nothing."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from linnaeus.data.cache import PackedPixels
+from linnaeus.data.loaders import Batch, Loader
+from linnaeus.errors import TrainingError
+from linnaeus.images import Preprocess
+from linnaeus.results import EpochResult
+from linnaeus.training.checkpoint import State, load_state, save_state
+from linnaeus.training.loop import Hooks, Plan, fit, judge
+from linnaeus.training.optim import Rule, Schedule, make_optimizer
+from linnaeus.training.tasks import Normalizer, StepResult, Supervised
+
+PREPROCESS = Preprocess(height=8, width=8, channels=1, mean=(0.5,), std=(0.5,))
+NORMALIZE = Normalizer(PREPROCESS, torch.device("cpu"))
+PLAN = Plan(rule=Rule(optimizer="sgd", lr=0.1), schedule=Schedule(shape="constant"), epochs=3, seed=5, size=8)
+
+
+class Net(nn.Module):
+    """A small network with everything that has a state: a batch norm and dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, 4, 3, 2), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.2), nn.Flatten(), nn.Linear(36, 3)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)
+
+
+def data(count: int = 40, batch_size: int = 10) -> Loader:
+    """Return a loader of noise whose brightness tells the class."""
+    labels = np.arange(count) % 3
+    noise = np.random.default_rng(0).integers(0, 100, (count, 8, 8, 1))
+    pixels = (noise + 70 * labels[:, None, None, None]).astype(np.uint8)
+    return Loader(pixels=PackedPixels(array=pixels), labels=labels, indices=np.arange(count), batch_size=batch_size,
+                  shuffle=True, seed=5)  # fmt: skip
+
+
+def new_state(plan: Plan = PLAN) -> State:
+    """Return a fresh state."""
+    model = Net()
+    average = copy.deepcopy(model).eval() if plan.ema else None
+    return State(model=model, optimizer=make_optimizer(model, plan.rule), average=average)
+
+
+@dataclass
+class Ground:
+    """Surroundings of a loop that write down what it asked of them."""
+
+    saved: int = 0
+    epochs: list[EpochResult] = field(default_factory=list)
+    path: Path | None = None
+    interrupt_at: int = -1
+    steps: int = 0
+    scores: list[tuple[float, float]] | None = None
+
+    def hooks(self, plan: Plan = PLAN) -> Hooks:
+        return Hooks(
+            judge=lambda network: self.scores.pop(0) if self.scores else judge(network, data(), NORMALIZE, plan),
+            save=self.save,
+            on_epoch=lambda result: self.epochs.append(result) or False,
+            interrupted=self.interrupted,
+        )
+
+    def save(self, state: State) -> None:
+        self.saved += 1
+        if self.path is not None:
+            save_state(state, self.path)
+
+    def interrupted(self) -> bool:
+        self.steps += 1
+        return self.steps == self.interrupt_at
+
+
+@dataclass
+class Poisoned:
+    """A task whose loss is not finite at some steps."""
+
+    steps: set[int]
+    value: float
+    inner: Supervised = field(default_factory=lambda: Supervised(normalize=NORMALIZE))
+    seen: int = 0
+
+    def step(self, model: nn.Module, batch: Batch) -> StepResult:
+        result = self.inner.step(model, batch)
+        self.seen += 1
+        return replace(result, loss=result.loss * self.value) if self.seen in self.steps else result
+
+
+TASK = Supervised(normalize=NORMALIZE)
+
+
+def test_it_learns_and_tells() -> None:
+    """Three epochs of four steps lower the loss, are told one by one, and each is saved."""
+    state, ground = new_state(), Ground()
+    assert fit(state, TASK, data(), PLAN, ground.hooks()) == "done"
+    assert [r.epoch for r in ground.epochs] == [1, 2, 3]
+    assert [r.step for r in state.history] == [4, 8, 12]
+    assert ground.epochs[-1].val_loss < ground.epochs[0].val_loss
+    assert ground.saved == 3
+    assert (state.epoch, state.batch, state.step) == (3, 0, 12)
+    assert state.best is not None
+    assert state.best.accuracy == max(r.val_accuracy for r in ground.epochs)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_bad_loss_changes_nothing(value: float) -> None:
+    """A step without a finite loss leaves weights, batch statistics of the average, and optimizer as they were."""
+    plan = replace(PLAN, epochs=1, ema=0.5)
+    state, ground = new_state(plan), Ground()
+    fit(state, Poisoned(steps={4}, value=value), data(), plan, ground.hooks(plan))
+    assert ground.epochs[0].skipped_steps == 1
+    assert math.isfinite(ground.epochs[0].train_loss)
+    short, quiet = new_state(plan), Ground(interrupt_at=3)
+    fit(short, TASK, data(), plan, quiet.hooks(plan))
+    for a, b in ((state.model, short.model), (state.average, short.average)):
+        assert a is not None
+        assert b is not None
+        for (name, x), y in zip(a.state_dict().items(), b.state_dict().values()):
+            assert a is state.model and "running" in name or "num_batches" in name or torch.equal(x, y), name
+    momenta = [s.optimizer.state[p]["momentum_buffer"] for s in (state, short) for p in s.model.parameters()]
+    half = len(momenta) // 2
+    assert all(torch.equal(x, y) for x, y in zip(momenta[:half], momenta[half:]))
+
+
+def test_three_bad_losses_in_a_row_end_training() -> None:
+    """The error names epoch, batch and images, and the best weights of the epoch before are kept."""
+    state, ground = new_state(), Ground()
+    with pytest.raises(TrainingError, match=r"3 batches in a row.*epoch 2, batch 4 \(images \d+, ") as caught:
+        fit(state, Poisoned(steps={6, 7, 8}, value=math.nan), data(), PLAN, ground.hooks())
+    assert "Lower lr" in str(caught.value)
+    assert state.best is not None
+    assert state.best.loss == ground.epochs[0].val_loss
+    assert all(value.isfinite().all() for value in state.best.weights.values())
+
+
+def test_bad_losses_that_are_not_in_a_row_are_passed_over() -> None:
+    """Two bad losses, a good one, and two bad ones do not end training."""
+    state, ground = new_state(), Ground()
+    assert fit(state, Poisoned(steps={2, 3, 5, 6, 8}, value=math.nan), data(), PLAN, ground.hooks()) == "done"
+    assert [r.skipped_steps for r in ground.epochs] == [2, 3, 0]
+
+
+@pytest.mark.parametrize("parts", [2, 3, 20])
+def test_parts_of_a_batch_add_up(parts: int) -> None:
+    """A batch computed in parts gives the gradient of the whole, for any number of parts, down to single images."""
+    plan = replace(PLAN, epochs=1, schedule=Schedule(shape="constant"))
+    whole, cut = new_state(), new_state()
+    for state in (whole, cut):  # without batch statistics and dropout, parts cannot matter
+        state.model.layers[1], state.model.layers[3] = nn.Identity(), nn.Identity()
+        state.optimizer = make_optimizer(state.model, plan.rule)
+    fit(whole, TASK, data(), plan, Ground().hooks())
+    fit(cut, TASK, data(), replace(plan, accumulate=parts), Ground().hooks())
+    for x, y in zip(whole.model.parameters(), cut.model.parameters()):
+        torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-6)
+    assert whole.history[0].train_accuracy == cut.history[0].train_accuracy
+
+
+@pytest.mark.parametrize("at", [1, 3, 4, 6, 12])
+def test_interrupted_and_resumed(tmp_path: Path, at: int) -> None:
+    """A run that is interrupted after any step, saved, and loaded afresh ends with the same state and history."""
+    plan = replace(PLAN, ema=0.9, rule=Rule(optimizer="adamw", lr=0.01, weight_decay=0.1))
+    quiet, path = new_state(plan), tmp_path / "state"
+    fit(quiet, TASK, data(), plan, Ground().hooks(plan))
+    state, ground = new_state(plan), Ground(interrupt_at=at, path=path)
+    assert fit(state, TASK, data(), plan, ground.hooks(plan)) == "interrupted"
+    resumed = new_state(plan)
+    load_state(resumed, path)
+    assert resumed.step == at
+    fit(resumed, TASK, data(), plan, Ground().hooks(plan))
+    save_state(quiet, tmp_path / "a")
+    save_state(resumed, tmp_path / "b")
+    assert told(quiet) == told(resumed)
+    for x, y in zip(quiet.model.state_dict().values(), resumed.model.state_dict().values()):
+        assert torch.equal(x, y)
+
+
+def told(state: State) -> list[tuple[object, ...]]:
+    """Return what does not depend on the clock of a state's history."""
+    return [(r.epoch, r.step, r.learning_rate, r.train_loss, r.val_loss, r.best) for r in state.history]
+
+
+def test_patience() -> None:
+    """Training stops after as many epochs without a better result as the plan allows."""
+    plan = replace(PLAN, epochs=10, patience=2)
+    state, ground = new_state(), Ground(scores=[(1.0, 0.5), (0.9, 0.5), (1.0, 0.5), (0.9, 0.5), (0.8, 0.9)])
+    assert fit(state, TASK, data(), plan, ground.hooks()) == "patience"
+    assert [r.best for r in ground.epochs] == [True, True, False, False]
+
+
+def test_patience_that_has_run_out_before_a_crash(tmp_path: Path) -> None:
+    """A run that was killed after its last epoch was saved does not train another one."""
+    plan = replace(PLAN, epochs=10, patience=1)
+    state, ground = new_state(), Ground(path=tmp_path / "state", scores=[(1.0, 0.5), (1.0, 0.5)])
+    fit(state, TASK, data(), plan, ground.hooks())
+    resumed = new_state()
+    load_state(resumed, tmp_path / "state")
+    assert fit(resumed, TASK, data(), plan, Ground().hooks()) == "patience"
+    assert len(resumed.history) == 2
+
+
+def test_time_runs_out() -> None:
+    """A limit of time ends training within an epoch, judges what there is, and brings the learning rate down."""
+    plan = replace(PLAN, epochs=100_000, time_limit=0.3, schedule=Schedule(shape="linear"))
+    state, ground = new_state(), Ground()
+    assert fit(state, TASK, data(), plan, ground.hooks()) == "time"
+    assert 0.3 <= state.seconds < 5
+    assert ground.epochs[-1].learning_rate < 0.05
+    assert state.best is not None
+
+
+def test_checkpoints_within_an_epoch() -> None:
+    """With no time between checkpoints, every step is saved; with endless time, only the epoch."""
+    ground = Ground()
+    fit(new_state(), TASK, data(), replace(PLAN, epochs=1, checkpoint_every=0.0), ground.hooks())
+    assert ground.saved == 4 + 1
+
+
+def test_the_average_follows() -> None:
+    """The moving average of a decay of 0.5 is between where it was and where the weights are; batches are copied."""
+    plan = replace(PLAN, ema=0.5, epochs=1)
+    state = new_state(plan)
+    start = copy.deepcopy(state.model.state_dict())
+    fit(state, TASK, data(40, 40), plan, Ground().hooks(plan))
+    assert state.average is not None
+    now, average = state.model.state_dict(), state.average.state_dict()
+    weight = 1 - min(0.5, 2 / 11)  # the first step follows quickly
+    for name, value in average.items():
+        expected = torch.lerp(start[name], now[name], weight) if value.is_floating_point() else now[name]
+        torch.testing.assert_close(value, expected)
+    assert state.judged is state.average
+
+
+def test_frozen_norms_keep_their_statistics() -> None:
+    """With frozen norms the running statistics do not move; otherwise they do."""
+    for frozen in (True, False):
+        state = new_state()
+        before = state.model.layers[1].running_mean.clone()
+        fit(state, TASK, data(), replace(PLAN, epochs=1, freeze_norms=frozen), Ground().hooks())
+        assert torch.equal(before, state.model.layers[1].running_mean) == frozen
+
+
+def test_a_clipped_gradient_takes_a_short_step() -> None:
+    """With a small largest norm, one step of plain descent moves no further than rate times norm."""
+    plan = replace(PLAN, epochs=1, clip_norm=1e-3, rule=Rule(optimizer="sgd", lr=0.1, momentum=0.0))
+    state = new_state()
+    before = [p.detach().clone() for p in state.model.parameters()]
+    fit(state, TASK, data(40, 40), plan, Ground().hooks())
+    moved = math.sqrt(sum(float((p - q).detach().square().sum()) for p, q in zip(state.model.parameters(), before)))
+    assert 0.5e-4 < moved <= 1.01e-4
+
+
+def test_half_precision_stays_near() -> None:
+    """bf16 arithmetic learns like fp32 within rounding, and the weights stay float32."""
+    states = [new_state(), new_state()]
+    for state, precision in zip(states, ("fp32", "bf16")):
+        plan = replace(PLAN, precision=precision)
+        fit(state, TASK, data(), plan, Ground().hooks(plan))
+    assert {p.dtype for p in states[1].model.parameters()} == {torch.float32}
+    assert abs(states[0].history[-1].val_loss - states[1].history[-1].val_loss) < 0.1
+
+
+def test_judging() -> None:
+    """Loss and accuracy are the means over all images, whatever the batches, and nothing gives NaN and 0."""
+    network = Net().train()
+    values = [judge(network, data(41, n), NORMALIZE, PLAN) for n in (1, 10, 41)]
+    assert network.training
+    assert np.ptp(values, axis=0).max() < 1e-6
+    pixels = torch.from_numpy(data(41).pixels.take(np.arange(41))).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        logits = network.eval()(NORMALIZE(pixels)).numpy().astype(np.float64)
+    right = np.arange(41) % 3
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    loss = (np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(41), right]).mean()
+    assert values[0] == pytest.approx((loss, (logits.argmax(axis=1) == right).mean()), abs=1e-5)
+    empty = replace(data(), indices=np.arange(0))
+    nothing = judge(network, empty, NORMALIZE, PLAN)
+    assert math.isnan(nothing[0])
+    assert nothing[1] == 0
+
+
+def test_growing_pictures() -> None:
+    """Pictures grow in three steps to their full side, by progress alone."""
+    plan = replace(PLAN, size=32, grow=0.5)
+    assert [plan.side(p) for p in (0.0, 0.2, 0.3, 0.6, 0.7, 1.0)] == [16, 16, 24, 24, 32, 32]
+    assert {replace(plan, grow=1.0).side(p) for p in (0.0, 0.5, 1.0)} == {32}

@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("folder")
     options = parser.parse_args()
     keep_memory()
+    torch.set_num_threads(1)  # in each of the loader's workers, as a DataLoader's workers have one
     rates, start = [], time.perf_counter()
     loader, normalize = open_loader(options.folder)
     for epoch in range(2):

@@ -11,19 +11,20 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from typing import Any
 
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import Compose, RandomHorizontalFlip, RandomResizedCrop, ToTensor
 
 
-def open_loader(folder: str, workers: int) -> DataLoader:
+def open_loader(folder: str, workers: int) -> DataLoader[Any]:
     """Return the batches."""
     change = Compose([RandomResizedCrop(224, scale=(0.35, 1.0)), RandomHorizontalFlip(), ToTensor()])
     return DataLoader(ImageFolder(folder, change), batch_size=32, shuffle=True, num_workers=workers)
 
 
-def count_epoch(loader: DataLoader) -> int:
+def count_epoch(loader: DataLoader[Any]) -> int:
     """Go through an epoch and return how many images it gave."""
     return sum(len(images) for images, _ in loader)
 

@@ -206,6 +206,12 @@ def accuracy_of(run: Path) -> float:
     return 100.0 * float(facts["scores"]["test"]["accuracy"])
 
 
+def judge_run(run: Path, data: Path, *, cache: Path | None = None) -> float:
+    """Return the same after judging on every test picture: within a short budget a run judges on a sample."""
+    outcome = run_linnaeus("evaluate", run, data, "--split", "test", "--json", cache=cache)
+    return 100.0 * float(json.loads(outcome.output)["accuracy"])
+
+
 def in_rounds(sides: Mapping[str, Callable[[int], Any]], times: int) -> dict[str, list[Any]]:
     """Call every side once in each round, with the round's number, in reversed order every other round."""
     results: dict[str, list[Any]] = {name: [] for name in sides}

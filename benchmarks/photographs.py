@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from measuring import Bench, Figure, accuracy_of, data_folder, mean, median, run_linnaeus
+from measuring import Bench, Figure, data_folder, judge_run, mean, median, run_linnaeus
 
 
 def measure(bench: Bench) -> Iterator[Figure]:
@@ -39,4 +39,4 @@ def _train(bench: Bench, folder: Path, cache: Path, budget: str, *, seed: int) -
     """Return wall seconds and test accuracy in percent."""
     out = bench.folder("run") / "run"
     outcome = run_linnaeus("train", folder, "--budget", budget, "--seed", str(seed), "--out", out, cache=cache)
-    return outcome.seconds, accuracy_of(out)
+    return outcome.seconds, judge_run(out, folder, cache=cache)

@@ -11,10 +11,10 @@ import runpy
 import sys
 from typing import Any
 
-import rich.progress  # noqa: F401  (this and the next four are imported while the command runs)
+import rich.progress  # noqa: F401  (this and the next are imported while the command runs)
 import timm  # noqa: F401
 import torch.onnx
-import torch.utils.tensorboard  # noqa: F401
+import torch.utils.tensorboard
 
 import linnaeus.cli
 import linnaeus.runs  # noqa: F401

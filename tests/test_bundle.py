@@ -308,8 +308,11 @@ def test_a_wrong_network_is_refused(bundle: Path, data: bytes) -> None:
 @pytest.mark.parametrize(
     "nodes",
     [
-        [helper.make_node("Flatten", ["images"], ["f"]), helper.make_node("Log", ["f"], ["g"])]
-        + [helper.make_node("MatMul", ["g", "w"], ["logits"])],
+        [
+            helper.make_node("Flatten", ["images"], ["f"]),
+            helper.make_node("Log", ["f"], ["g"]),
+            helper.make_node("MatMul", ["g", "w"], ["logits"]),
+        ],
         [helper.make_node("Flatten", ["images"], ["f"]), helper.make_node("Reshape", ["f", "w64"], ["logits"])],
     ],
 )

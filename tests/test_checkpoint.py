@@ -45,7 +45,10 @@ def train(state: State, steps: int) -> None:
 
 def bytes_of(state: State) -> list[torch.Tensor]:
     """Return all tensors of a state."""
-    moments = [v for slots in state.optimizer.state.values() for v in slots.values() if isinstance(v, torch.Tensor)]
+    slots = [
+        slots for group in state.optimizer.param_groups for slots in map(state.optimizer.state.get, group["params"])
+    ]
+    moments = [value for slot in slots for _, value in sorted((slot or {}).items()) if isinstance(value, torch.Tensor)]
     return [*state.model.state_dict().values(), *state.judged.state_dict().values(), *moments]
 
 

@@ -22,7 +22,7 @@ from linnaeus.training.loop import Hooks, Plan, fit, judge
 from linnaeus.training.optim import Rule, Schedule, make_optimizer
 from linnaeus.training.tasks import Normalizer, StepResult, Supervised
 
-PREPROCESS = Preprocess(height=8, width=8, channels=1, mean=(0.5,), std=(0.5,))
+PREPROCESS = Preprocess(height=8, width=8, channels=1, fit="stretch", mean=(0.5,), std=(0.5,))
 NORMALIZE = Normalizer(PREPROCESS, torch.device("cpu"))
 PLAN = Plan(rule=Rule(optimizer="sgd", lr=0.1), schedule=Schedule(shape="constant"), epochs=3, seed=5, size=8)
 
@@ -38,6 +38,7 @@ class Net(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return logits."""
         return self.layers(x)
 
 
@@ -69,6 +70,7 @@ class Ground:
     scores: list[tuple[float, float]] | None = None
 
     def hooks(self, plan: Plan = PLAN) -> Hooks:
+        """Return what the loop asks of its surroundings."""
         return Hooks(
             judge=lambda network: self.scores.pop(0) if self.scores else judge(network, data(), NORMALIZE, plan),
             save=self.save,
@@ -77,11 +79,13 @@ class Ground:
         )
 
     def save(self, state: State) -> None:
+        """Count, and write a checkpoint where there is a path."""
         self.saved += 1
         if self.path is not None:
             save_state(state, self.path)
 
     def interrupted(self) -> bool:
+        """Return True once, after the step that was asked for."""
         self.steps += 1
         return self.steps == self.interrupt_at
 
@@ -96,6 +100,7 @@ class Poisoned:
     seen: int = 0
 
     def step(self, model: nn.Module, batch: Batch) -> StepResult:
+        """Train as the inner task does, but for the loss of some steps."""
         result = self.inner.step(model, batch)
         self.seen += 1
         return replace(result, loss=result.loss * self.value) if self.seen in self.steps else result
@@ -131,7 +136,7 @@ def test_a_bad_loss_changes_nothing(value: float) -> None:
         assert a is not None
         assert b is not None
         for (name, x), y in zip(a.state_dict().items(), b.state_dict().values()):
-            assert a is state.model and "running" in name or "num_batches" in name or torch.equal(x, y), name
+            assert (a is state.model and "running" in name) or "num_batches" in name or torch.equal(x, y), name
     momenta = [s.optimizer.state[p]["momentum_buffer"] for s in (state, short) for p in s.model.parameters()]
     half = len(momenta) // 2
     assert all(torch.equal(x, y) for x, y in zip(momenta[:half], momenta[half:]))
@@ -257,7 +262,7 @@ def test_frozen_norms_keep_their_statistics() -> None:
 def test_a_clipped_gradient_takes_a_short_step() -> None:
     """With a small largest norm, one step of plain descent moves no further than rate times norm."""
     plan = replace(PLAN, epochs=1, clip_norm=1e-3, rule=Rule(optimizer="sgd", lr=0.1, momentum=0.0))
-    state = new_state()
+    state = new_state(plan)
     before = [p.detach().clone() for p in state.model.parameters()]
     fit(state, TASK, data(40, 40), plan, Ground().hooks())
     moved = math.sqrt(sum(float((p - q).detach().square().sum()) for p, q in zip(state.model.parameters(), before)))

@@ -20,13 +20,13 @@ SETTINGS = ("model=lenet5", "image_size=32", "threads=1", "batch_size=8", "rotat
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of 2 classes with 100 pictures each."""
+    """Write a folder of 2 classes with 100 pictures each."""
     return save_folder(tmp_path_factory.mktemp("data"), {"a": 100, "b": 100}, size=32)
 
 
 @pytest.fixture(scope="module")
 def quiet(tmp_path_factory: pytest.TempPathFactory, shapes: Path) -> Path:
-    """The run that nobody interrupted."""
+    """Make the run that nobody interrupts."""
     folder = tmp_path_factory.mktemp("runs")
     run("train", shapes, *SETTINGS, "--out", folder / "quiet", log=folder / "log")
     return folder / "quiet"
@@ -58,7 +58,7 @@ def test_a_signal_leaves_a_usable_run(tmp_path: Path, shapes: Path, quiet: Path,
 
 def test_a_signal_before_training(tmp_path: Path, shapes: Path) -> None:
     """While there is nothing to keep yet, the process leaves at once and says so."""
-    child = start("train", shapes, "model=resnet18", "image_size=64", "--out", tmp_path / "run", log=tmp_path / "log")
+    child = start("train", shapes, "model=resnet18", "image_size=224", "--out", tmp_path / "run", log=tmp_path / "log")
     wait_until(lambda: "Data:" in child.said())
     child.kill(signal.SIGTERM)
     assert child.wait() == 143

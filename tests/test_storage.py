@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import resource
 import shutil
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ class PowerCut(BaseException):
 
 
 class Disk:
-    """Counts the calls that change the disk, and fails at the k-th: once with an error, or for good with a power cut."""
+    """Counts the calls that change the disk, and fails at the k-th: once by an error, for good by a power cut."""
 
     def __init__(self, patch: pytest.MonkeyPatch, *, fail_at: int, error: BaseException) -> None:
         self.calls = 0
@@ -86,10 +86,8 @@ def fail_everywhere(work: Callable[[], None], error: BaseException, check: Calla
     for k in range(1, 200):
         with pytest.MonkeyPatch.context() as patch:
             disk = Disk(patch, fail_at=k, error=error)
-            try:
+            with contextlib.suppress(StorageError, PowerCut):
                 work()
-            except (StorageError, PowerCut):
-                pass
             done = disk.calls < k
         check()
         if done:
@@ -124,11 +122,12 @@ def test_a_folder_is_whole_after_any_fault(tmp_path: Path, error: BaseException,
     assert (target / "a").read_text() == ("new" if replace else "old")
 
 
-def fill(target: Path, text: str, *, replace: bool = True) -> None:
-    """Write a folder of two files."""
+def fill(target: Path, text: str, *, replace: bool = True, then: Callable[[], object] = bool) -> None:
+    """Write a folder of two files, and do something before it takes its place."""
     with new_folder(target, replace=replace) as folder:
         for name in ("a", "b"):
             (folder / name).write_bytes(text.encode())
+        then()
 
 
 def expect(path: Path, *texts: str) -> None:
@@ -141,15 +140,14 @@ def test_an_error_leaves_no_litter(tmp_path: Path) -> None:
     write_file(tmp_path / "file", "old")
     fill(tmp_path / "folder", "old")
     names = sorted(p.name for p in tmp_path.iterdir())
-    with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "folder") as folder:
-        (folder / "a").write_text("half")
-        raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError):
+        fill(tmp_path / "folder", "half", then=lambda: 1 // 0)
     with limited(100), pytest.raises(StorageError):
         write_file(tmp_path / "file", "x" * 1000)
     assert sorted(p.name for p in tmp_path.iterdir()) == names
 
 
-@contextmanager
+@contextlib.contextmanager
 def limited(size: int) -> Iterator[None]:
     """Let no file of this process grow beyond a size, as a full disk does."""
     before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

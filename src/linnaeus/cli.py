@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shlex
 import signal
 import sys
 import time
@@ -93,15 +94,16 @@ def _train(data: str | None, settings: dict[str, Any], *, out: Path | None, resu
 
 
 def _tell_result(result: Any) -> None:
+    folder = shlex.quote(result.folder)
     click.echo(err=True)
     for part, scores in result.scores.items():
         accuracy, f1 = scores.accuracy.percent(), scores.macro_f1.percent()
         click.echo(f"{part}: {scores.n:,} images, accuracy {accuracy}, macro F1 {f1}, with 95 % intervals", err=True)
     if result.signal:
-        click.echo(f"Interrupted. To go on: linnaeus train --resume {result.folder}", err=True)
+        click.echo(f"Interrupted. To go on: linnaeus train --resume {folder}", err=True)
     click.echo(f"Report:  {result.report}", err=True)
     click.echo(f"Bundle:  {result.bundle}", err=True)
-    click.echo(f"Next:    linnaeus predict {result.folder} PICTURE.jpg", err=True)
+    click.echo(f"Next:    linnaeus predict {folder} PICTURE.jpg", err=True)
 
 
 @commands.command()
@@ -231,7 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except LinnaeusError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt as error:
+    except (KeyboardInterrupt, click.Abort) as error:
         number = getattr(error, "number", signal.SIGINT)
         click.echo("Stopped before there was anything to keep.", err=True)
         sys.exit(128 + int(number))
@@ -241,14 +243,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(arguments: Sequence[str] | None) -> None:
-    """Run a command, and call errors by our names that click and Python give others."""
+    """Run a command without click's own main, which makes other errors and exit codes of signals and broken pipes."""
+    if "_LINNAEUS_COMPLETE" in os.environ:  # the shell asks what the tabulator key may complete
+        commands(prog_name="linnaeus")
     try:
-        commands(args=arguments, standalone_mode=False, prog_name="linnaeus")
+        with commands.make_context("linnaeus", list(sys.argv[1:] if arguments is None else arguments)) as context:
+            commands.invoke(context)
         sys.stdout.flush()
-    except click.Abort as error:  # what click makes of a KeyboardInterrupt
-        raise error.__cause__ or KeyboardInterrupt from None
-    except SystemExit as error:  # with 1, what click makes of a BrokenPipeError
-        raise error.__context__ if isinstance(error.__context__, BrokenPipeError) else error from None
+    except click.exceptions.Exit as leave:
+        sys.exit(leave.exit_code)
     except ModuleNotFoundError as error:
         if error.name not in _TRAIN_PACKAGES:
             raise

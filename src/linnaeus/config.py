@@ -101,7 +101,7 @@ class Settings:
     )
     max_bad: float = _setting(0.01, NUMBER, "largest share of unreadable images that is passed over", low=0.0, high=1.0)
     cache_limit: int = _setting(
-        8 * 10**9, SIZE, "largest packed cache; above it images are decoded anew each epoch", low=0
+        8 * 10**9, SIZE, "most that packed images may take on disk; a set above it is decoded anew each epoch", low=0
     )
     workers: int = _setting(
         2, INTEGER, "threads that prepare batches ahead; 0 prepares them in the loop", low=0, high=64

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
+from linnaeus.errors import DataError
 from linnaeus.predictor import Predictor
 from linnaeus.runs import train
 
@@ -58,17 +59,17 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
 
     def fit(self, X: Any, y: Sequence[Any] | NDArray[Any]) -> Self:  # noqa: N803  (scikit-learn's name)
         """Train on images and labels. Raises DataError for fewer than two classes or classes too small to split."""
-        labels = np.asarray(y)
-        self.classes_, numbers = np.unique(labels, return_inverse=True)
-        # Numbers as labels keep the classes in the order of classes_, whatever their type.
-        width = len(str(len(self.classes_)))
-        names = [f"{number:0{width}d}" for number in numbers]
+        classes, numbers = _number(y)
+        # The number before the label keeps the classes in the order of classes_, whatever their type.
+        width = len(str(len(classes)))
+        names = [f"{number:0{width}d} {classes[number]}" for number in numbers]
         folder = Path(tempfile.mkdtemp(prefix="linnaeus-"))
         try:
             result = train((X, names), out=folder / "run", **self._run_settings())
             self.predictor_ = Predictor(result.bundle)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+        self.classes_ = classes
         self.scores_ = result.scores.get("val")
         return self
 
@@ -79,10 +80,25 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
 
     def predict(self, X: Any) -> NDArray[Any]:  # noqa: N803
         """Return the most probable label of each image, of the kind that `fit` was given."""
-        chosen: NDArray[Any] = self.classes_[self.predict_proba(X).argmax(axis=1)]
+        best = self.predict_proba(X).argmax(axis=1)
+        chosen: NDArray[Any] = self.classes_[best]
         return chosen
 
     def _run_settings(self) -> dict[str, Any]:
         names = ("model", "epochs", "budget", "batch_size", "lr", "image_size", "threads")
         given = {name: getattr(self, name) for name in names}
         return {**given, "seed": self.random_state, "test_fraction": 0.0, **(self.settings or {})}
+
+
+def _number(y: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Return the distinct labels, sorted, and the number of each label. Raises DataError for what are no labels."""
+    labels = np.asarray(y)
+    try:
+        classes, numbers = np.unique(labels, return_inverse=True)
+    except TypeError as error:  # labels of several kinds, or missing ones
+        raise DataError("labels of one kind", got=str(error), fix="Make all of them texts or numbers.") from error
+    missing = labels.dtype.kind == "f" and bool(np.isnan(labels).any())
+    if labels.ndim != 1 or missing:
+        got = "missing labels" if missing else f"shape {labels.shape}"
+        raise DataError("a label for each image", got=got, fix="Pass labels of shape (N,), none of them missing.")
+    return classes, numbers

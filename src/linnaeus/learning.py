@@ -112,12 +112,13 @@ def learn(learner: Learner) -> None:
     path = learner.folder.checkpoint if learner.folder is not None else None
     resumed = path is not None and path.is_file()
     speed = 0.0
+    learner.interrupts.patient = True
     if learner.settings.pretrained:
         learner.norms = fold_norms(learner.model)
         if not resumed:
             speed = _fit_probe(learner)
-            if not _can_tune(learner, speed):
-                learner.ended = "head"
+            if learner.interrupts.caught or not _can_tune(learner, speed):
+                learner.ended = "interrupted" if learner.interrupts.caught else "head"
                 return
     plan = _make_plan(learner, speed=speed)
     state = _new_state(learner, plan)
@@ -127,7 +128,6 @@ def learn(learner: Learner) -> None:
             learner.folder.write_epochs(state.history)
     elif speed and learner.world.leads and path is not None:
         save_state(state, path)
-    learner.interrupts.patient = True
     try:
         learner.ended = _run_loop(learner, state, plan)
     finally:
@@ -318,11 +318,12 @@ def _extract(learner: Learner, part: str, extract: Extract, *, until: float) -> 
             done += len(batch.labels)
             advance(done, len(loader.indices))
             spent = time.perf_counter() - start
-            return spent < min(left, learner.seconds_left(done / spent) + spent)
+            in_time = spent < min(left, learner.seconds_left(done / spent) + spent)
+            return in_time and not learner.interrupts.caught
 
         features = extract_features(loader, normalize, extract, watch=watch)
     if done < len(loader.indices):
-        learner.notes.append(f"The budget allowed features of {done:,} of {len(loader.indices):,} {part} images.")
+        learner.notes.append(f"Time allowed features of {done:,} of {len(loader.indices):,} {part} images.")
     return features, done / (time.perf_counter() - start)
 
 

@@ -116,7 +116,9 @@ def expand_paths(patterns: Sequence[str]) -> list[str]:
         elif os.path.exists(pattern):
             matches = [pattern]
         else:
-            matches = sorted(path for path in glob.glob(pattern, recursive=True) if not os.path.isdir(path))
+            matched = sorted(glob.glob(pattern, recursive=True))
+            files = [path for path in matched if not os.path.isdir(path)]
+            matches = files or [path for folder in matched for path in sorted(_pictures_below(folder))]
         if not matches:
             raise DataError("an image, a folder of images or a pattern", got=repr(pattern), fix="Check the path.")
         found += matches

@@ -13,6 +13,7 @@ from __future__ import annotations
 import fcntl
 import json
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import IO, Any
 
 from linnaeus.config import Settings
 from linnaeus.errors import RunError
-from linnaeus.results import EpochResult
+from linnaeus.results import Choice, EpochResult
 from linnaeus.storage import append_line, clear_leftovers, is_leftover, storage_errors, write_file
 
 
@@ -55,15 +56,20 @@ class RunFolder:
         """Return the settings that the run uses. Raises RunError."""
         try:
             return Settings.from_toml((self.path / "config.toml").read_text(encoding="utf-8"))
-        except OSError:
+        except (OSError, UnicodeDecodeError):
             raise _not_a_run(self.path) from None
 
     def facts(self) -> dict[str, Any]:
         """Return what run.json says. Raises RunError."""
         try:
-            facts: dict[str, Any] = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            facts: dict[str, Any] = dict(json.loads((self.path / "run.json").read_text(encoding="utf-8")))
+            for choice in facts.get("choices", ()):
+                Choice(**choice)
+        except (OSError, ValueError, TypeError):
             raise _not_a_run(self.path) from None
+        if missing := {"choices", "data", "fingerprint"} - facts.keys():
+            got = f"{self.path / 'run.json'} without {', '.join(sorted(missing))}"
+            raise RunError("a run.json as linnaeus writes it", got=got, fix="Start a new run.")
         return facts
 
     def write_settings(self, settings: Settings) -> None:
@@ -91,8 +97,10 @@ class RunFolder:
 def check_free(out: str | Path | None) -> None:
     """Raise RunError if a new run must not be written to this folder."""
     path = Path(out) if out is not None else None
-    if path is not None and path.exists() and not (path.is_dir() and _is_bare(path)):
-        fix = f"Choose another folder, or go on with it: linnaeus train --resume {path}"
+    with storage_errors(path or Path()):
+        used = path is not None and path.exists() and not (path.is_dir() and _is_bare(path))
+    if used:
+        fix = f"Choose another folder, or go on with it: linnaeus train --resume {shlex.quote(str(path))}"
         raise RunError("an output folder that does not exist or is empty", got=f"{str(path)!r}, in use", fix=fix)
 
 
@@ -110,7 +118,10 @@ def open_run(path: str | Path) -> RunFolder:
     folder = Path(path)
     if not (folder / "config.toml").is_file():
         raise _not_a_run(folder)
-    return _lock(folder)
+    opened = _lock(folder)
+    if not opened.checkpoint.is_file():  # the run begins anew, and tells its epochs anew
+        (folder / "metrics.jsonl").unlink(missing_ok=True)
+    return opened
 
 
 def read_report(path: str | Path) -> dict[str, Any]:
@@ -119,8 +130,10 @@ def read_report(path: str | Path) -> dict[str, Any]:
     try:
         report: dict[str, Any] = dict(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
+        report = {}
+    if report.get("format") != 1:
         got = f"{str(path)!r}, without a readable report.json"
-        raise RunError("the folder of a run that came to its report", got=got, fix="Name a run's folder.") from None
+        raise RunError("the folder of a run that came to its report", got=got, fix="Name a run's folder.")
     return report
 
 

@@ -117,7 +117,7 @@ def _begin(run: Run, out: str | Path | None) -> RunResult:
         raise DataError("data to train on", got="none", fix="Name a folder: linnaeus train FOLDER")
     check_free(out)
     keep_memory()
-    source = open_source(run.data, columns=columns_of(run.settings))
+    source = _open(run)
     dataset, entry, look = _prepare_data(run, source)
     if run.world.leads:
         run.folder = create_run(out, source.name)
@@ -143,11 +143,16 @@ def _resume(run: Run, path: Path, asked: dict[str, Any]) -> RunResult:
     if run.data is None:
         raise DataError("the data of the run, which lay in memory", got="none", fix="Pass them again beside resume.")
     run.display.say(f"Resuming {path}")
-    source = open_source(run.data, columns=columns_of(run.settings))
+    source = _open(run)
     dataset, entry, look = _prepare_data(run, source)
     if dataset.prepared.fingerprint != facts["fingerprint"]:
         raise RunError("the images that the run began with", got="others", fix="Restore them, or start a new run.")
     return _carry_out(run, dataset, entry, look)
+
+
+def _open(run: Run) -> Source:
+    with run.display.progress("fetching") as advance:
+        return open_source(run.data, columns=columns_of(run.settings), progress=advance)
 
 
 def _prepare_data(run: Run, source: Source) -> tuple[Dataset, Entry, Survey]:
@@ -168,6 +173,8 @@ def _prepare_data(run: Run, source: Source) -> tuple[Dataset, Entry, Survey]:
         if not (run.settings.pretrained and entry.mean):
             dataset = dataset.normalized(*dataset.measure())
     _tell_parts(run.display, dataset)
+    if not dataset.prepared.packed:
+        run.display.say("  note: the pack would exceed cache_limit or the disk; images are decoded anew each epoch")
     return dataset, entry, look
 
 
@@ -192,7 +199,6 @@ def _carry_out(run: Run, dataset: Dataset, entry: Entry, look: Survey) -> RunRes
             learn(learner)
         except TrainingError as error:
             failure = error
-    run.interrupts.patient = True  # a signal from here on waits until the bundle is written
     result = _finish(run, learner)
     if failure is not None:
         raise failure

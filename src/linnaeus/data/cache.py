@@ -25,7 +25,7 @@ from linnaeus.data.sources import Source
 from linnaeus.errors import ImageError
 from linnaeus.images import Preprocess
 from linnaeus.results import BadImage
-from linnaeus.storage import cache_folder, new_folder, storage_errors, write_file
+from linnaeus.storage import cache_folder, is_leftover, new_folder, storage_errors, write_file
 
 _FORMAT = 1
 _BLOCK = 64
@@ -98,10 +98,9 @@ def prepare(source: Source, preprocess: Preprocess, *, limit: int, progress: Pro
     tell = progress or (lambda done, total: None)
     if isinstance(source.images, np.ndarray) and (array := _as_they_are(source.images, preprocess)) is not None:
         return _prepare_array(array, preprocess)
-    size = len(source) * preprocess.height * preprocess.width * preprocess.channels
     if not (isinstance(source.images, tuple) and isinstance(source.images[0], str)):
         return _prepare_in_memory(source, preprocess, tell)
-    return _prepare_files(source, preprocess, pack=_fits(size, limit), tell=tell)
+    return _prepare_files(source, preprocess, limit=limit, tell=tell)
 
 
 def _fits(size: int, limit: int) -> bool:
@@ -111,6 +110,21 @@ def _fits(size: int, limit: int) -> bool:
         folder = folder.parent
     disk = shutil.disk_usage(folder)
     return size <= min(limit, disk.free - disk.total // 10)
+
+
+def _make_room(folder: Path, size: int, limit: int) -> None:
+    """Remove the packs that were not used for longest until one more fits into the limit.
+
+    A run that still reads a removed pack keeps its memory map.
+    """
+    whole = (file for file in folder.glob("*/pixels.bin") if not is_leftover(file.parent.name))
+    packs = sorted(whole, key=lambda file: file.parent.stat().st_mtime)
+    total = size + sum(file.stat().st_size for file in packs)
+    for file in packs:
+        if total <= limit:
+            return
+        total -= file.stat().st_size
+        shutil.rmtree(file.parent, ignore_errors=True)
 
 
 def _as_they_are(images: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.uint8] | None:
@@ -135,10 +149,16 @@ def _prepare_in_memory(source: Source, preprocess: Preprocess, tell: Progress) -
     return _finish(PackedPixels(array=array), digests, bad, packed=True, from_cache=False)
 
 
-def _prepare_files(source: Source, preprocess: Preprocess, *, pack: bool, tell: Progress) -> Prepared:
+def _prepare_files(source: Source, preprocess: Preprocess, *, limit: int, tell: Progress) -> Prepared:
+    size = len(source) * preprocess.height * preprocess.width * preprocess.channels
+    pack = _fits(size, limit)
     folder = cache_folder() / "packs" / _key(source, preprocess, pack)
     from_cache = (folder / "index.json").is_file()
-    if not from_cache:
+    if from_cache:
+        os.utime(folder)  # packs that were not used for longest make room first
+    else:
+        if pack:
+            _make_room(folder.parent, size, limit)
         _write_pack(folder, source, preprocess, pack=pack, tell=tell)
     index = json.loads((folder / "index.json").read_text())
     digests = np.load(folder / "digests.npy", allow_pickle=False)

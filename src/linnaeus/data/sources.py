@@ -13,7 +13,7 @@ from linnaeus.data.arrays import read_pair
 from linnaeus.data.binary import holds_cifar, holds_idx, read_cifar, read_idx, read_npz
 from linnaeus.data.folders import has_class_folders, read_folder
 from linnaeus.data.labelled import Reading, Source, build_source, file_name
-from linnaeus.data.named import NAMED, NAMES, locate, read_digits
+from linnaeus.data.named import NAMED, NAMES, Progress, locate, read_digits
 from linnaeus.data.tables import Columns, read_table
 from linnaeus.errors import DataError, suggest
 
@@ -26,7 +26,7 @@ _TABLES = (".csv", ".tsv", ".parquet", ".pq")
 _USUAL_COLUMNS = Columns()
 
 
-def open_source(data: Data, *, columns: Columns = _USUAL_COLUMNS) -> Source:
+def open_source(data: Data, *, columns: Columns = _USUAL_COLUMNS, progress: Progress | None = None) -> Source:
     """Open labelled pictures of any kind.
 
     Args:
@@ -39,6 +39,7 @@ def open_source(data: Data, *, columns: Columns = _USUAL_COLUMNS) -> Source:
             a Source, which comes back as it is.
             A path that exists goes before a name.
         columns: what the columns of a table are called.
+        progress: is told bytes done and in all while a named set is fetched.
 
     Raises:
         DataError: it is none of these, holds fewer than two classes, or contradicts itself.
@@ -55,7 +56,7 @@ def open_source(data: Data, *, columns: Columns = _USUAL_COLUMNS) -> Source:
     if _exists(path):
         return build_source(file_name(path), _read_path(path, columns))
     if str(data) in NAMES:
-        return build_source(str(data), _read_named(str(data)))
+        return build_source(str(data), _read_named(str(data), progress))
     raise DataError(_EXPECTED, got=f"{str(data)!r}, where nothing is", fix=_hint(str(data)))
 
 
@@ -70,10 +71,10 @@ def _hint(text: str) -> str:
     return "Check the path." if os.sep in text or "." in text else suggest(text, NAMES)
 
 
-def _read_named(name: str) -> Reading:
+def _read_named(name: str, progress: Progress | None) -> Reading:
     if name == "digits":
         return read_digits()
-    folder = locate(name)
+    folder = locate(name, progress=progress)
     return read_cifar(folder) if holds_cifar(folder) else read_idx(folder, classes=NAMED[name].classes)
 
 

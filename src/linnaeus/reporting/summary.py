@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -77,7 +78,7 @@ def _facts(story: Story, dataset: Dataset, judgements: Mapping[str, Judgement]) 
         "settings": dict(story.settings),
         "versions": dict(story.versions),
         "stopped_early": story.stopped_early,
-        "next": [f"linnaeus predict {story.folder} {first if Path(first).exists() else 'PICTURE.jpg'}"],
+        "next": [shlex.join(("linnaeus", "predict", story.folder, first if Path(first).exists() else "PICTURE.jpg"))],
     }
 
 

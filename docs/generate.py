@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import click
-
 from linnaeus.cli import commands
 from linnaeus.config import RULES, Settings, accepted
 
@@ -15,12 +13,12 @@ HERE = Path(__file__).parent
 def describe_commands() -> str:
     """Return the help of every command as Markdown."""
     parts = ["# Commands\n\nMade from `--help` by docs/generate.py.\n"]
-    with click.Context(commands, info_name="linnaeus", max_content_width=100) as context:
+    with commands.make_context("linnaeus", [], resilient_parsing=True) as context:
         parts.append(_block("linnaeus", commands.get_help(context)))
         for name in commands.list_commands(context):
             command = commands.get_command(context, name)
             assert command is not None
-            with click.Context(command, info_name=name, parent=context, max_content_width=100) as inner:
+            with command.make_context(name, [], parent=context, resilient_parsing=True) as inner:
                 parts.append(_block(f"linnaeus {name}", command.get_help(inner)))
     return "\n".join(parts)
 
@@ -36,8 +34,8 @@ def describe_settings() -> str:
         for name, default in Settings().to_dict().items()
     ]
     head = (
-        "# Settings\n\nEach can be given as `KEY=VALUE` to `linnaeus train`, as a keyword to `linnaeus.train`, and stands\n"
-        "resolved in a run's `config.toml`. `auto` is chosen from the data, and the run says what and why.\n"
+        "# Settings\n\nEach can be given as `KEY=VALUE` to `linnaeus train`, or as a keyword to `linnaeus.train`,\n"
+        "and stands resolved in a run's `config.toml`. `auto` is chosen from the data, and the run says what and why.\n"
         "Made from `linnaeus.config` by docs/generate.py.\n\n"
         "| setting | default | accepts | what it is |\n| --- | --- | --- | --- |\n"
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import itertools
 from typing import Any
 
@@ -26,8 +25,7 @@ MODELS = [AUTO, *(entry.name for entry in list_models()), "timm:test_resnet"]
 def choose(look: Survey, images: int = 1000, device: str = "cpu", **given: Any) -> Chooser:
     """Choose everything for some data, as a run does."""
     chooser = Chooser(settings=Settings.of({"device": device, "precision": "fp32", "threads": 1, **given}))
-    words = inspect.signature(choose_model).parameters
-    entry = find_model(choose_model(chooser, look, images) if len(words) == 3 else choose_model(chooser, look))
+    entry = find_model(choose_model(chooser, look, images))
     preprocess = choose_preprocess(chooser, look, entry)
     known = {
         "model": entry.name,

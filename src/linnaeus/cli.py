@@ -99,7 +99,7 @@ def _tell_result(result: Any) -> None:
     for part, scores in result.scores.items():
         accuracy, f1 = scores.accuracy.percent(), scores.macro_f1.percent()
         click.echo(f"{part}: {scores.n:,} images, accuracy {accuracy}, macro F1 {f1}, with 95 % intervals", err=True)
-    if result.signal:
+    if result.stopped_early == "interrupted":
         click.echo(f"Interrupted. To go on: linnaeus train --resume {folder}", err=True)
     click.echo(f"Report:  {result.report}", err=True)
     click.echo(f"Bundle:  {result.bundle}", err=True)

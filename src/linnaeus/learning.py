@@ -43,8 +43,8 @@ class Learner:
     """A network with its data and all that training it needs. `learn` fills in the rest.
 
     Attributes:
-        best: the weights to keep. history: what each epoch did.
-        ended: why training ended, as `fit` says, or "head" if only the head was fitted.
+        best: the weights to keep, None if none are known to be good. history: what each epoch did.
+        ended: why training ended, as `fit` says, "head" if only the head was fitted, or "diverged".
         held_out: the parts that the kept weights did not learn from.
         norms: the batch norms that were folded into the convolutions for the time of training.
         judge_at_most: images of each part to judge on, 0 for all. notes: sentences for the report.
@@ -61,7 +61,7 @@ class Learner:
     interrupts: Interrupts
     started: float
     folder: RunFolder | None
-    best: Best = field(init=False)
+    best: Best | None = None
     history: list[EpochResult] = field(default_factory=list)
     norms: Folded = field(default_factory=dict)
     ended: str = "done"
@@ -128,12 +128,15 @@ def learn(learner: Learner) -> None:
             learner.folder.write_epochs(state.history)
     elif speed and learner.world.leads and path is not None:
         save_state(state, path)
+    learner.ended = "diverged"  # unless the loop comes back
     try:
         learner.ended = _run_loop(learner, state, plan)
     finally:
-        # Cut short before anything was judged, what there is is what is kept.
-        learner.best = state.best or Best(weights=copy_weights(state.judged), accuracy=0.0, loss=math.inf)
         learner.history = state.history
+        learner.best = state.best
+        if state.best is None and learner.ended != "diverged":
+            # Cut short before anything was judged, what there is is what is kept.
+            learner.best = Best(weights=copy_weights(state.judged), accuracy=0.0, loss=math.inf)
 
 
 def _can_tune(learner: Learner, speed: float) -> bool:
@@ -146,6 +149,7 @@ def _can_tune(learner: Learner, speed: float) -> bool:
 
 def take_best(learner: Learner) -> Classifier:
     """Return the network with the best weights that training found, on the CPU, as it was built."""
+    assert learner.best is not None
     model = learner.model.cpu().to(memory_format=torch.contiguous_format)
     model.load_state_dict(learner.best.weights)
     unfold_norms(model, {name: norm.cpu() for name, norm in learner.norms.items()})
@@ -190,7 +194,7 @@ def _new_state(learner: Learner, plan: Plan) -> State:
         optimizer=make_optimizer(model, plan.rule, head=model.head),
         average=copy.deepcopy(model).eval() if plan.ema else None,
         scaler=torch.amp.GradScaler(learner.device.type) if plan.precision == "fp16" else None,
-        best=learner.best if learner.history else None,
+        best=learner.best,
         history=list(learner.history),
     )
 

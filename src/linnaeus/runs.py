@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -199,6 +200,8 @@ def _carry_out(run: Run, dataset: Dataset, entry: Entry, look: Survey) -> RunRes
             learn(learner)
         except TrainingError as error:
             failure = error
+    if failure is not None and learner.best is None:
+        raise failure
     result = _finish(run, learner)
     if failure is not None:
         raise failure
@@ -292,7 +295,7 @@ def _finish(run: Run, learner: Learner) -> RunResult:
         )
     with run.timed("judging"):
         delivery = deliver(_product(learner), run.folder.bundle, display=run.display, at_most=learner.judge_at_most)
-    stopped = learner.ended if learner.ended in ("interrupted", "patience") else ""
+    stopped = learner.ended if learner.ended in ("interrupted", "patience", "diverged") else ""
     story = _tell_story(run, learner, delivery, stopped)
     write_report(run.folder.path, story, learner.dataset, delivery.judgements)
     if learner.ended != "interrupted":
@@ -306,7 +309,8 @@ def _finish(run: Run, learner: Learner) -> RunResult:
         choices=run.chooser.choices,
         bad_images=learner.dataset.prepared.bad,
         stopped_early=stopped,
-        signal=run.interrupts.caught,
+        # The signal may have come to another process of the run.
+        signal=run.interrupts.caught or (signal.SIGTERM if learner.ended == "interrupted" else 0),
     )
 
 

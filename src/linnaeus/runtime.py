@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import threadpoolctl
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -126,6 +127,15 @@ def choose_threads(network: nn.Module, images: torch.Tensor) -> int:
         return 1
     alone = _time_forward(network, images, threads=1, limit=math.inf)
     return most if _time_forward(network, images, threads=most, limit=alone) < alone else 1
+
+
+def use_one_thread() -> None:
+    """Let torch's operators use one thread when called from this thread; other threads keep theirs.
+
+    A worker that resizes small images one by one loses time with a team of threads for each.
+    """
+    torch.get_num_threads()  # torch sets a thread's number when it first asks, so ask before it is set
+    threadpoolctl.threadpool_limits(1, user_api="openmp")
 
 
 class _TooSlowError(Exception):

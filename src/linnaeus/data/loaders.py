@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from linnaeus.data.augment import Augment, draw
 from linnaeus.data.cache import Pixels
+from linnaeus.runtime import use_one_thread
 
 Side = Callable[[int], int]
 
@@ -100,7 +101,7 @@ class Loader:
     def _load_ahead(self, load: Callable[[int], Batch], numbers: range) -> Generator[Batch]:
         """Keep `workers` batches in the making, and hand them out in order."""
         waiting: deque[Future[Batch]] = deque()
-        with ThreadPoolExecutor(self.workers) as pool:
+        with ThreadPoolExecutor(self.workers, initializer=use_one_thread) as pool:
             try:
                 for number in numbers:
                     waiting.append(pool.submit(load, number))

@@ -16,6 +16,7 @@ from linnaeus.images import Preprocess
 from linnaeus.results import SPLITS
 
 _SAMPLE = 2048
+_BLOCK = 128  # images at a time, to keep memory flat
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,8 +56,15 @@ class Dataset:
         """Return mean and standard deviation of each channel over training pixels in [0, 1], from a sample."""
         indices = self.indices("train")
         chosen = indices[:: max(1, len(indices) // _SAMPLE)]
-        pixels = self.prepared.pixels.take(chosen).reshape(-1, self.preprocess.channels)
-        mean, std = pixels.mean(axis=0, dtype=np.float64) / 255, pixels.std(axis=0, dtype=np.float64) / 255
+        count, total, squares = 0, np.zeros(self.preprocess.channels), np.zeros(self.preprocess.channels)
+        for start in range(0, len(chosen), _BLOCK):
+            pixels = self.prepared.pixels.take(chosen[start : start + _BLOCK]).reshape(-1, self.preprocess.channels)
+            values = pixels.astype(np.float32) / 255
+            count += len(values)
+            total += values.sum(axis=0, dtype=np.float64)
+            squares += np.square(values).sum(axis=0, dtype=np.float64)
+        mean = total / count
+        std = np.sqrt(np.maximum(squares / count - mean**2, 0))
         return tuple(round(float(x), 4) for x in mean), tuple(round(max(float(x), 0.01), 4) for x in std)
 
     def normalized(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Dataset:

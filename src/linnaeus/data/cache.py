@@ -11,10 +11,10 @@ import hashlib
 import json
 import os
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -192,11 +192,15 @@ def _decode_all(
     source: Source, preprocess: Preprocess, tell: Progress
 ) -> Iterator[tuple[int, NDArray[np.uint8] | BadImage]]:
     """Yield every image in order, prepared on all cores (Pillow decodes outside the interpreter's lock)."""
-    pending = iter(range(len(source)))
+    waiting: deque[tuple[range, Iterator[NDArray[np.uint8] | BadImage]]] = deque()
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        while block := list(islice(pending, _BLOCK)):
-            yield from zip(block, pool.map(lambda i: _try_prepare(source, preprocess, i), block), strict=True)
-            tell(block[-1] + 1, len(source))
+        for start in range(0, len(source) + _BLOCK, _BLOCK):
+            block = range(start, min(start + _BLOCK, len(source)))
+            waiting.append((block, pool.map(lambda i: _try_prepare(source, preprocess, i), block)))
+            if len(waiting) > 1:  # one block is always in the making while another is written
+                ready, images = waiting.popleft()
+                yield from zip(ready, images)
+                tell(ready.stop, len(source))
 
 
 def _try_prepare(source: Source, preprocess: Preprocess, index: int) -> NDArray[np.uint8] | BadImage:
@@ -207,7 +211,10 @@ def _try_prepare(source: Source, preprocess: Preprocess, index: int) -> NDArray[
 
 
 def _prepare(source: Source, preprocess: Preprocess, index: int) -> NDArray[np.uint8]:
-    return preprocess.resize(source.read(index, at_least=(preprocess.height, preprocess.width)))
+    image = source.images[index]
+    if isinstance(image, str):
+        return preprocess.load(image)
+    return preprocess.resize(source.read(index))
 
 
 def _finish(

@@ -13,7 +13,6 @@ from linnaeus.data.loaders import Batch
 from linnaeus.images import Preprocess
 from linnaeus.training.losses import cross_entropy
 
-
 _CACHED = 2**16  # floats that a core keeps at hand
 
 

@@ -27,7 +27,14 @@ from linnaeus.runtime import keep_memory
 from linnaeus.training.tasks import Normalizer
 
 # No part is held back, so that the epoch has every picture, as the rival's has.
-SETTINGS = {"model": "efficientnet_lite0", "image_size": 224, "batch_size": 32, "crop": 0.35, "flip": True}
+SETTINGS = {
+    "model": "efficientnet_lite0",
+    "image_size": 224,
+    "batch_size": 32,
+    "crop": 0.35,
+    "flip": True,
+    "workers": 2,
+}
 
 
 def open_loader(folder: str) -> tuple[Loader, Normalizer]:

@@ -40,7 +40,7 @@ def ours(model: Classifier, pixels: np.ndarray, labels: np.ndarray, batch_size: 
     task = Supervised(normalize=Normalizer(preprocess, _CPU))
     loader = Loader(
         pixels=PackedPixels(array=pixels), labels=labels, indices=np.arange(len(labels)), batch_size=batch_size,
-        shuffle=True, workers=2,
+        shuffle=True, workers=0,
     )  # fmt: skip
     hooks = Hooks(judge=lambda network: (0.0, 0.0), save=lambda state: None, on_epoch=lambda result: False)
     state = State(model=model, optimizer=make_optimizer(model, rule, head=model.head))

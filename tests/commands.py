@@ -27,6 +27,7 @@ QUICK_FILES = {
     "bundle/bundle.json",
     "bundle/model.onnx",
     "bundle/model.safetensors",
+    "bundle/parts.npy",
     "checkpoints/last.safetensors",
     "config.toml",
     "metrics.jsonl",

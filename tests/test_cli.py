@@ -201,7 +201,7 @@ def test_evaluate_on_other_data_uses_all(call: Call, run_folder: Path, tmp_path:
     assert (done.json()["split"], done.json()["n"]) == ("all", 6)
     done = call("evaluate", run_folder, other, "--split", "test")
     assert done.code == 2
-    assert "Use --split all." in done.err
+    assert "Choose another with --split, or all." in done.err
     done = call("evaluate", run_folder, other, "--split", "most")
     assert done.code == 2
     assert "Got 'most'." in done.err

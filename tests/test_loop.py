@@ -303,3 +303,25 @@ def test_growing_pictures() -> None:
     plan = replace(PLAN, size=32, grow=0.5)
     assert [plan.side(p) for p in (0.0, 0.2, 0.3, 0.6, 0.7, 1.0)] == [16, 16, 24, 24, 32, 32]
     assert {replace(plan, grow=1.0).side(p) for p in (0.0, 0.5, 1.0)} == {32}
+
+
+def test_a_skipped_step_leaves_batch_statistics_alone() -> None:
+    """A batch whose pictures overflow the network spoils neither its weights nor its batch statistics."""
+
+    @dataclass
+    class Overflows:
+        inner: Supervised = field(default_factory=lambda: Supervised(normalize=NORMALIZE))
+        seen: int = 0
+
+        def step(self, model: nn.Module, batch: Batch) -> StepResult:
+            self.seen += 1
+            if self.seen != 2:
+                return self.inner.step(model, batch)
+            logits = model(torch.full((4, 1, 8, 8), torch.inf))
+            return StepResult(loss=logits.mean(), logits=logits)
+
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    state = State(model=model, optimizer=make_optimizer(model, PLAN.rule))
+    fit(state, Overflows(), data(40, 8), replace(PLAN, epochs=1), Ground().hooks())
+    assert state.history[0].skipped_steps == 1
+    assert all(bool(torch.isfinite(buffer).all()) for buffer in model.buffers())

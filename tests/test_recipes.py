@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from typing import Any
 
@@ -27,17 +26,18 @@ def choose(look: Survey, images: int = 1000, device: str = "cpu", **given: Any) 
     chooser = Chooser(settings=Settings.of({"device": device, "precision": "fp32", "threads": 1, **given}))
     entry = find_model(choose_model(chooser, look, images))
     preprocess = choose_preprocess(chooser, look, entry)
-    known = {
-        "model": entry.name,
-        "size": preprocess.height,
-        "images": images,
-        "small": look.small,
-        "grey": look.grey,
-        "pretrained": bool(chooser.settings.pretrained),
-        "device": device,
-    }
-    fields = {field.name for field in dataclasses.fields(Situation)}
-    choose_training(chooser, Situation(**{name: value for name, value in known.items() if name in fields}))
+    now = Situation(
+        model=entry.name,
+        size=preprocess.height,
+        images=images,
+        small=look.small,
+        grey=look.grey,
+        pretrained=bool(chooser.settings.pretrained),
+        packed=True,
+        any_size=entry.any_size,
+        device=device,
+    )
+    choose_training(chooser, now)
     return chooser
 
 
@@ -68,6 +68,7 @@ def test_every_choice_has_a_reason() -> None:
 
 
 GIVEN = {
+    "workers": 3,
     "model": "lenet5",
     "pretrained": False,
     "image_size": 32,

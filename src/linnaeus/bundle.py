@@ -5,6 +5,7 @@ A folder of plain files, no pickle, no class to import named in any of them:
     model.onnx          what runs: float32 (N, C, H, W) in, logits float32 (N, K) out
     model.safetensors   the same weights, to train further from
     bundle.json         architecture, classes, preprocessing, recipe, scores, versions, licence of the base weights
+    parts.npy           the digest of each image of the data with its part, so that what was trained on stays known
     config.json         for timm's architectures only, so that timm.create_model("local-dir:...") opens the folder
     MANIFEST.sha256     the hash of every other file; one that differs refuses the bundle
 """
@@ -18,11 +19,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from linnaeus.errors import BundleError, SettingError
 from linnaeus.images import Preprocess
 from linnaeus.storage import find_folder, new_folder
 
 FORMAT = 1
+_PARTS_WIDTH = 17  # a digest of 16 bytes, then the part
 MANIFEST = "MANIFEST.sha256"
 _REQUIRED = ("model.onnx", "bundle.json")
 _REBUILD = "Restore the bundle from a copy, or write it anew with `linnaeus train`."
@@ -56,6 +61,23 @@ class Bundle:
     def weights_file(self) -> Path:
         """The weights to train further from."""
         return self.folder / "model.safetensors"
+
+    def read_parts(self) -> NDArray[np.uint8]:
+        """Return uint8 (n, 17): the digest of each image of the run's data and its part; n is 0 if it keeps none.
+
+        Raises BundleError.
+        """
+        file = self.folder / "parts.npy"
+        if not file.exists():
+            return np.empty((0, _PARTS_WIDTH), np.uint8)
+        try:
+            table = np.load(file, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise BundleError(f"{file} as linnaeus writes it", got=str(error), fix=_REBUILD) from None
+        if table.dtype != np.uint8 or table.ndim != 2 or table.shape[1] != _PARTS_WIDTH:
+            raise BundleError(f"{file} of uint8 (n, {_PARTS_WIDTH})", got=f"{table.dtype} {table.shape}", fix=_REBUILD)
+        parts: NDArray[np.uint8] = table
+        return parts
 
 
 def write_bundle(bundle: Bundle, files: Mapping[str, bytes]) -> None:

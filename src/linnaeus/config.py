@@ -103,8 +103,8 @@ class Settings:
     cache_limit: int = _setting(
         8 * 10**9, SIZE, "most that packed images may take on disk; a set above it is decoded anew each epoch", low=0
     )
-    workers: int = _setting(
-        2, INTEGER, "threads that prepare batches ahead; 0 prepares them in the loop", low=0, high=64
+    workers: Any = _setting(
+        AUTO, INTEGER, "threads that prepare batches ahead; 0 prepares them in the loop", low=0, high=64
     )
     path_column: str = _setting("path", TEXT, "column of a CSV or Parquet table that holds the image's path")
     label_column: str = _setting("label", TEXT, "column that holds the class name")

@@ -170,7 +170,7 @@ def _orientation(image: Image.Image) -> int:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
-        return _grey(_from_integers(np.asarray(image).astype(np.int64)))
+        return _grey(_from_integers(np.asarray(image).astype(np.int64), sixteen=image.mode != "I"))
     if image.mode == "F":
         return _grey(_from_floats(np.asarray(image)))
     if image.has_transparency_data:
@@ -185,12 +185,12 @@ def _grey(values: NDArray[np.uint8]) -> Image.Image:
     return Image.fromarray(values).convert("RGB")
 
 
-def _from_integers(values: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Scale 16 bit to 8. Raises ValueError for what is neither."""
+def _from_integers(values: NDArray[np.int64], *, sixteen: bool) -> NDArray[np.uint8]:
+    """Scale 16 bit to 8; values in a mode of 32 bits may be of 8, too. Raises ValueError for what is neither."""
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535:
         raise ValueError(f"its values go from {low} to {high}, not from 0 to 65535")
-    return values.astype(np.uint8) if high <= 255 else ((values + 128) // 257).astype(np.uint8)
+    return values.astype(np.uint8) if high <= 255 and not sixteen else ((values + 128) // 257).astype(np.uint8)
 
 
 def _from_floats(values: NDArray[Any], *, most: float = 255.0) -> NDArray[np.uint8]:

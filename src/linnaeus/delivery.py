@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Mapping
@@ -98,6 +99,9 @@ def _files(model: Classifier, product: Product) -> dict[str, bytes]:
         "model.onnx": to_onnx(model, channels=blueprint.channels, size=blueprint.size),
         "model.safetensors": safetensors.torch.save(weights),
     }
+    table = io.BytesIO()
+    np.save(table, product.dataset.parts_table(), allow_pickle=False)
+    files["parts.npy"] = table.getvalue()
     if product.entry.timm:
         files["config.json"] = (json.dumps(_timm_config(product), indent=2) + "\n").encode()
     return files
@@ -129,7 +133,6 @@ def _bundle(product: Product, facts: Mapping[str, Any]) -> Bundle:
     about = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "data": product.dataset.source.name,
-        "fingerprint": product.dataset.prepared.fingerprint,
         "base_weights": product.entry.weights if product.pretrained else "",
         "licence": product.entry.licence if product.pretrained else "",
         "versions": list_versions(),

@@ -66,6 +66,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         folder = Path(tempfile.mkdtemp(prefix="linnaeus-"))
         try:
             result = train((X, names), out=folder / "run", **self._run_settings())
+            if result.signal:
+                raise KeyboardInterrupt
             self.predictor_ = Predictor(result.bundle)
         finally:
             shutil.rmtree(folder, ignore_errors=True)

@@ -39,18 +39,12 @@ class Judgement:
     probabilities: NDArray[np.float32]
 
 
-def judge_part(predictor: Predictor, dataset: Dataset, part: str, *, display: Display) -> Judgement:
-    """Classify all images of a part of a data set and score the answers. Raises DataError if it has none."""
-    indices = dataset.indices(part)
-    return judge_images(predictor, dataset, indices, part=part, display=display)
-
-
 def judge_images(
     predictor: Predictor, dataset: Dataset, indices: NDArray[np.int64], *, part: str, display: Display
 ) -> Judgement:
     """Classify some images of a data set and score the answers. Raises DataError if there are none."""
     if not len(indices):
-        raise DataError(f"images in the part {part!r}", got="none", fix="Choose another with --split.")
+        raise DataError(f"images in the part {part!r}", got="none", fix="Choose another with --split, or all.")
     blocks = []
     with display.progress(f"judging {part}") as advance:
         for start in range(0, len(indices), _BLOCK):
@@ -68,8 +62,9 @@ def evaluate(
 
     Args:
         bundle: a bundle or a run folder. data: whatever `train` takes.
-        split: "train", "val", "test", "all", or "auto": the test part of data that are split or that the bundle was
-            trained on, and all images of any others.
+        split: "train", "val", "test", "all", or "auto": the test part of data that are split or that the bundle
+            comes from, and all images of any others. Images of the bundle's own data are known by their content,
+            wherever they lie now.
 
     Raises:
         DataError: the data have a class that the bundle does not know, or no image in the part.
@@ -81,13 +76,9 @@ def evaluate(
     told = display or Silent()
     source = match_classes(open_source(data, columns=columns_of(settings)), predictor.classes)
     dataset = _prepare(source, predictor.bundle, settings, told)
-    if dataset.prepared.fingerprint == predictor.bundle.facts.get("fingerprint"):
-        dataset = build_dataset(source, predictor.bundle.preprocess, settings)
-    elif not dataset.own_parts and split in SPLITS:
-        got = "data without parts that the bundle was not trained on"
-        raise DataError(f"data with a part {split!r}", got=got, fix="Use --split all.")
     part = split if split != "auto" else "test" if len(dataset.indices("test")) else "all"
-    return judge_part(predictor, dataset, part, display=told)
+    _tell_seen(dataset, part, told)
+    return judge_images(predictor, dataset, dataset.indices(part), part=part, display=told)
 
 
 _NEEDED = ("val_fraction", "test_fraction", "seed", "max_bad", "cache_limit", "path_column", "label_column",
@@ -96,7 +87,18 @@ _NEEDED = ("val_fraction", "test_fraction", "seed", "max_bad", "cache_limit", "p
 
 def _prepare(source: Source, bundle: Bundle, settings: Settings, display: Display) -> Dataset:
     with display.progress("reading images") as advance:
-        return build_dataset(source, bundle.preprocess, settings, divide=False, progress=advance)
+        dataset = build_dataset(source, bundle.preprocess, settings, divide=False, progress=advance)
+    return dataset.recall_parts(bundle.read_parts())
+
+
+def _tell_seen(dataset: Dataset, part: str, display: Display) -> None:
+    """Say it when images that the bundle learned from are judged, or when some are left out."""
+    if part == "all":
+        seen = len(dataset.indices("train")) + len(dataset.indices("val"))
+        if seen and not dataset.own_parts:
+            display.say(f"  warning: {seen:,} of these images were learned from or chosen by; the score flatters")
+    elif new := int((dataset.split[dataset.prepared.good] == -1).sum()):
+        display.say(f"  note: {new:,} images that the bundle has not seen are in no part; --split all judges them too")
 
 
 def columns_of(settings: Settings) -> Columns:

@@ -16,6 +16,7 @@ from linnaeus.data.augment import Augment
 from linnaeus.data.loaders import Batch, Loader
 from linnaeus.data.preparation import Dataset
 from linnaeus.display import Display
+from linnaeus.errors import ModelError
 from linnaeus.models.folding import Folded, fold_norms, unfold_norms
 from linnaeus.models.registry import Blueprint, Classifier, Entry
 from linnaeus.results import EpochResult
@@ -30,11 +31,13 @@ from linnaeus.training.tracking import Tracker
 
 PENALTIES = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 _FEATURE_BATCH = 16
-_JUDGE_BATCH = 256
+_JUDGE_PIXELS = 2**18  # of a batch on validation: its activations stay small, whatever the number of images
 _HEAD_FACTOR = 3.0
 _FINISH_SECONDS = 2.5  # to export, prove and write a bundle and a report, judging aside
 _TUNING_SPEED = 0.3  # of a training step to a frozen forward pass
 _TUNING_EPOCHS = 1.5  # fewer were seen to do worse than the fitted head
+_FIT_PASSES, _FIT_RATE = 80, 4e10  # over the features in one fit; operations a second
+_FEWEST_JUDGED = 100
 _JUDGING_SHARE = 0.25  # of a budget that judging may take, before it is done on a sample
 
 
@@ -47,7 +50,7 @@ class Learner:
         ended: why training ended, as `fit` says, "head" if only the head was fitted, or "diverged".
         held_out: the parts that the kept weights did not learn from.
         norms: the batch norms that were folded into the convolutions for the time of training.
-        judge_at_most: images of each part to judge on, 0 for all. notes: sentences for the report.
+        speed: images a second that the network judges, 0 while that is not known. notes: sentences for the report.
     """
 
     settings: Settings
@@ -66,7 +69,7 @@ class Learner:
     norms: Folded = field(default_factory=dict)
     ended: str = "done"
     held_out: tuple[str, ...] = ("val", "test")
-    judge_at_most: int = 0
+    speed: float = 0.0
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -74,19 +77,29 @@ class Learner:
         """What turns pixels into the network's input."""
         return Normalizer(self.dataset.preprocess, self.device)
 
-    def seconds_left(self, images_per_second: float) -> float:
-        """Return how much of the budget is left for learning, judging at this speed put aside."""
+    def seconds_left(self) -> float:
+        """Return how much of the budget is left for learning, the time to judge and finish put aside."""
         if not self.settings.budget:
             return math.inf
         # What is held out is judged once at the end; validation once more when training ends.
         to_judge = sum(len(self.dataset.indices(part)) for part in (*self.held_out, "val"))
-        judging = to_judge / images_per_second if images_per_second else 0.0
-        most = _JUDGING_SHARE * self.settings.budget
-        if judging > most:
-            self.judge_at_most = max(100, int(most * images_per_second / len(self.held_out)))
-            judging = most
-        spent = time.perf_counter() - self.started
-        return float(self.settings.budget) - spent - judging - _FINISH_SECONDS
+        judging = min(to_judge / self.speed if self.speed else 0.0, _JUDGING_SHARE * self.settings.budget)
+        return float(self._unspent() - judging - _FINISH_SECONDS)
+
+    def sample_size(self) -> int:
+        """Return how many images of each part there is time to judge, 0 for all of them."""
+        if not self.settings.budget or not self.speed:
+            return 0
+        seconds = max(self._unspent() - _FINISH_SECONDS, _JUDGING_SHARE / 2 * self.settings.budget)
+        most = max(_FEWEST_JUDGED, int(seconds * self.speed / max(1, len(self.held_out))))
+        largest = max((len(self.dataset.indices(part)) for part in self.held_out), default=0)
+        if largest <= most:
+            return 0
+        self.notes.append(f"The budget left time to judge {most:,} images of each part, not all.")
+        return most
+
+    def _unspent(self) -> float:
+        return float(self.settings.budget) - (time.perf_counter() - self.started)
 
     def loader(self, part: str, *, batch_size: int, shuffle: bool = False, augment: Augment | None = None) -> Loader:
         """Return a loader of a part of the data, for this process."""
@@ -111,39 +124,40 @@ def learn(learner: Learner) -> None:
     """
     path = learner.folder.checkpoint if learner.folder is not None else None
     resumed = path is not None and path.is_file()
-    speed = 0.0
     learner.interrupts.patient = True
     if learner.settings.pretrained:
         learner.norms = fold_norms(learner.model)
-        if not resumed:
-            speed = _fit_probe(learner)
-            if learner.interrupts.caught or not _can_tune(learner, speed):
-                learner.ended = "interrupted" if learner.interrupts.caught else "head"
-                return
-    plan = _make_plan(learner, speed=speed)
+        if not resumed and not _fit_probe(learner):
+            return
+    plan = _make_plan(learner)
     state = _new_state(learner, plan)
     if path is not None and resumed:
         load_state(state, path)
         if learner.world.leads and learner.folder is not None:
             learner.folder.write_epochs(state.history)
-    elif speed and learner.world.leads and path is not None:
+    elif learner.best is not None and learner.world.leads and path is not None:
         save_state(state, path)
     learner.ended = "diverged"  # unless the loop comes back
     try:
         learner.ended = _run_loop(learner, state, plan)
     finally:
         learner.history = state.history
-        learner.best = state.best
-        if state.best is None and learner.ended != "diverged":
-            # Cut short before anything was judged, what there is is what is kept.
-            learner.best = Best(weights=copy_weights(state.judged), accuracy=0.0, loss=math.inf)
+        # Cut short before anything was judged, what there is is what is kept, unless it is known to be bad.
+        learner.best = state.best or (None if learner.ended == "diverged" else _last_weights(state))
 
 
-def _can_tune(learner: Learner, speed: float) -> bool:
+def _last_weights(state: State) -> Best | None:
+    """Return the weights as they are, or None if they are not finite."""
+    weights = copy_weights(state.judged)
+    finite = all(bool(torch.isfinite(value).all()) for value in weights.values() if value.is_floating_point())
+    return Best(weights=weights, accuracy=0.0, loss=math.inf) if finite else None
+
+
+def _can_tune(learner: Learner) -> bool:
     """Whether the budget allows enough epochs of fine-tuning to do better than the head alone."""
     if not learner.settings.budget:
         return True
-    images = learner.seconds_left(speed) * speed * _TUNING_SPEED
+    images = learner.seconds_left() * learner.speed * _TUNING_SPEED
     return images > _TUNING_EPOCHS * len(learner.dataset.indices("train"))
 
 
@@ -156,11 +170,12 @@ def take_best(learner: Learner) -> Classifier:
     return model
 
 
-def _make_plan(learner: Learner, *, speed: float = 0.0) -> Plan:
+def _make_plan(learner: Learner) -> Plan:
     settings = learner.settings
     limit = math.inf
     if settings.budget:
-        limit = max(1e-3, learner.seconds_left(speed or _measure_speed(learner)))
+        learner.speed = learner.speed or learner.world.agree(_measure_speed(learner))
+        limit = max(1e-3, learner.world.agree(learner.seconds_left()))
     return Plan(
         rule=Rule(
             optimizer=settings.optimizer,
@@ -225,7 +240,7 @@ def _run_loop(learner: Learner, state: State, plan: Plan) -> str:
 
 
 def _make_hooks(learner: Learner, plan: Plan, tracker: Tracker | None) -> Hooks:
-    val = learner.loader("val", batch_size=_JUDGE_BATCH if learner.blueprint.size <= 64 else 32)
+    val = learner.loader("val", batch_size=max(16, _JUDGE_PIXELS // learner.blueprint.size**2))
 
     def save(state: State) -> None:
         if tracker is not None and learner.folder is not None:
@@ -270,25 +285,28 @@ class _Body(torch.nn.Module):
         return self.model.features(images)
 
 
-def _fit_probe(learner: Learner) -> float:
-    """Fit the head on features of the frozen network. Returns how many images a second it computed."""
+def _fit_probe(learner: Learner) -> bool:
+    """Fit the head on features of the frozen network. Returns whether to go on and fine-tune from it."""
     start = time.perf_counter()
     extract = _open_extractor(learner)
-    val, _ = _extract(learner, "val", extract, until=_JUDGING_SHARE)
-    train, speed = _extract(learner, "train", extract, until=1.0)
-    head = fit_head(train, val, classes=learner.blueprint.classes, penalties=PENALTIES)
-    if not _can_tune(learner, speed):
-        # No time to fine-tune: validation has served its purpose, and its images teach the head too.
-        weight, bias = fit_logistic(train.join(val), classes=learner.blueprint.classes, penalty=head.penalty)
-        learner.held_out = ("test",)
-        learner.notes.append(
-            "The head was fitted on the training and the validation images, after choosing on the latter."
-        )
-        _set_head(learner, weight, bias)
-    else:
-        _set_head(learner, head.weight, head.bias)
-    _remember_probe(learner, head, speed, time.perf_counter() - start)
-    return speed
+    val = _extract(learner, "val", extract, until=_JUDGING_SHARE)
+    train = _extract(learner, "train", extract, until=1.0)
+    classes = learner.blueprint.classes
+    head = fit_head(train, val, classes=classes, penalties=PENALTIES)
+    interrupted = learner.world.any(bool(learner.interrupts.caught))
+    tune = not interrupted and not learner.world.any(not _can_tune(learner))
+    weight, bias = head.weight, head.bias
+    if not tune:
+        learner.ended = "interrupted" if interrupted else "head"
+        if len(learner.dataset.indices("test")):
+            # Validation has served its purpose, and its images teach the head too.
+            weight, bias = fit_logistic(train.join(val), classes=classes, penalty=head.penalty)
+            learner.held_out = ("test",)
+            learner.notes.append("The head was chosen on the validation images, then fitted on them as well.")
+    # Where time ran out, each process has seen other images: all go on with the first one's head.
+    _set_head(learner, learner.world.share(weight), learner.world.share(bias))
+    _remember_probe(learner, head, time.perf_counter() - start)
+    return tune
 
 
 def _open_extractor(learner: Learner) -> Extract:
@@ -305,15 +323,15 @@ def _open_extractor(learner: Learner) -> Extract:
     return extract
 
 
-def _extract(learner: Learner, part: str, extract: Extract, *, until: float) -> tuple[Features, float]:
-    """Compute features of a part, of as many images as the share `until` of the time left allows, and the speed."""
+def _extract(learner: Learner, part: str, extract: Extract, *, until: float) -> Features:
+    """Compute features of a part, of as many images as the share `until` of the time left allows."""
     # In random order, so that those that the time allows are a fair sample.
     loader = learner.loader(part, batch_size=_FEATURE_BATCH, shuffle=True)
     # Every process computes all features: the head must be the same in all.
     loader = dataclasses.replace(loader, rank=0, world=1)
     normalize = Normalizer(learner.dataset.preprocess, torch.device("cpu"))
     start, done = time.perf_counter(), 0
-    left = learner.seconds_left(0.0) * until
+    left = learner.seconds_left() * until
 
     with learner.display.progress(f"features of {part}") as advance:
 
@@ -322,24 +340,35 @@ def _extract(learner: Learner, part: str, extract: Extract, *, until: float) -> 
             done += len(batch.labels)
             advance(done, len(loader.indices))
             spent = time.perf_counter() - start
-            in_time = spent < min(left, learner.seconds_left(done / spent) + spent)
+            learner.speed = done / spent
+            in_time = spent < left and learner.seconds_left() > _fit_seconds(learner, done)
             return in_time and not learner.interrupts.caught
 
         features = extract_features(loader, normalize, extract, watch=watch)
     if done < len(loader.indices):
         learner.notes.append(f"Time allowed features of {done:,} of {len(loader.indices):,} {part} images.")
-    return features, done / (time.perf_counter() - start)
+    learner.speed = learner.world.agree(learner.speed)
+    return features
+
+
+def _fit_seconds(learner: Learner, images: int) -> float:
+    """Estimate how long all fits of the head on so many images take, from their arithmetic."""
+    operations = 6.0 * images * learner.model.width * learner.blueprint.classes
+    return (len(PENALTIES) + 1) * _FIT_PASSES * operations / _FIT_RATE
 
 
 def _set_head(learner: Learner, weight: torch.Tensor, bias: torch.Tensor) -> None:
     head = learner.model.head
-    assert isinstance(head, torch.nn.Linear)
+    if not isinstance(head, torch.nn.Linear):
+        got = f"one that ends in {type(head).__name__}"
+        fix = "Set pretrained=false, or choose another model."
+        raise ModelError("a network that ends in one linear layer", got=got, fix=fix)
     with torch.no_grad():
         head.weight.copy_(weight)
         head.bias.copy_(bias)
 
 
-def _remember_probe(learner: Learner, head: Head, speed: float, seconds: float) -> None:
+def _remember_probe(learner: Learner, head: Head, seconds: float) -> None:
     learner.best = Best(weights=copy_weights(learner.model), accuracy=head.accuracy, loss=head.loss)
     result = EpochResult(
         stage="head",
@@ -351,7 +380,7 @@ def _remember_probe(learner: Learner, head: Head, speed: float, seconds: float) 
         train_accuracy=math.nan,
         val_loss=head.loss,
         val_accuracy=head.accuracy,
-        images_per_second=speed,
+        images_per_second=learner.speed,
         best=True,
     )
     learner.history.append(result)

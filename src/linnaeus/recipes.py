@@ -63,7 +63,7 @@ def choose_preprocess(chooser: Chooser, look: Survey, entry: Entry) -> Preproces
     pretrained = chooser.choose(
         "pretrained",
         bool(entry.weights) and not entry.name.startswith("timm:"),
-        "published weights at hand" if entry.weights else "no published weights at hand",
+        _about_weights(entry),
     )
     channels = chooser.choose("channels", *_channels(look, pretrained))
     size = chooser.choose("image_size", *_size(look, entry))
@@ -79,6 +79,12 @@ def choose_preprocess(chooser: Chooser, look: Survey, entry: Entry) -> Preproces
         std=_per_channel(std, channels),
         interpolation="bicubic" if entry.interpolation == "bicubic" else "bilinear",
     )
+
+
+def _about_weights(entry: Entry) -> str:
+    if entry.name.startswith("timm:") and entry.weights:
+        return "timm would fetch its weights from a hub; pretrained=true does"
+    return "published weights at hand" if entry.weights else "there are no published weights"
 
 
 def _channels(look: Survey, pretrained: bool) -> tuple[int, str]:
@@ -117,6 +123,8 @@ class Situation:
     small: bool
     grey: bool
     pretrained: bool
+    packed: bool
+    any_size: bool
     device: str
 
 
@@ -126,6 +134,7 @@ Advice = dict[str, tuple[Any, str]]
 def choose_training(chooser: Chooser, now: Situation) -> None:
     """Choose how to train: everything that is still open."""
     _choose_length(chooser, now)
+    chooser.choose("workers", *_workers(now))
     for name, (value, why) in (_augmentation(now) | _optimization(now, chooser.settings)).items():
         chooser.choose(name, value, why)
 
@@ -145,6 +154,12 @@ def _choose_length(chooser: Chooser, now: Situation) -> None:
         chooser.choose("epochs", *_epochs(now))
 
 
+def _workers(now: Situation) -> tuple[int, str]:
+    if now.packed and now.device == "cpu":
+        return 0, "batches from the pack cost less than threads that take a core from the network"
+    return 2, "batches are prepared while the network computes"
+
+
 def _epochs(now: Situation) -> tuple[int, str]:
     if now.pretrained:
         return 10, "enough from pretrained weights"
@@ -154,7 +169,8 @@ def _epochs(now: Situation) -> tuple[int, str]:
 def _augmentation(now: Situation) -> Advice:
     signs = now.small and now.grey
     crops = not now.small
-    smaller = 32 * round(now.size * 5 / 6 / 32) if now.pretrained and now.size >= _SCRATCH_SIZE else now.size
+    shrinks = now.pretrained and now.any_size and now.size >= _SCRATCH_SIZE
+    smaller = 32 * round(now.size * 5 / 6 / 32) if shrinks else now.size
     return {
         "flip": (not signs, "signs have a left and a right" if signs else "a mirrored picture keeps its class"),
         "shift": (0.0625 if now.small else 0.0, "small shifts keep the class" if now.small else "crops shift already"),

@@ -67,7 +67,7 @@ class RunFolder:
                 Choice(**choice)
         except (OSError, ValueError, TypeError):
             raise _not_a_run(self.path) from None
-        if missing := {"choices", "data", "fingerprint"} - facts.keys():
+        if missing := {"choices", "data", "signature"} - facts.keys():
             got = f"{self.path / 'run.json'} without {', '.join(sorted(missing))}"
             raise RunError("a run.json as linnaeus writes it", got=got, fix="Start a new run.")
         return facts

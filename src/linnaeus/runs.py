@@ -20,7 +20,7 @@ from linnaeus.data.sources import Source, open_source
 from linnaeus.data.survey import Survey, survey
 from linnaeus.delivery import Delivery, Product, deliver
 from linnaeus.display import Display, Silent
-from linnaeus.errors import DataError, RunError, TrainingError
+from linnaeus.errors import DataError, RunError, SettingError, TrainingError
 from linnaeus.judging import columns_of
 from linnaeus.learning import Learner, learn, take_best
 from linnaeus.models.registry import Blueprint, Classifier, Entry, create_model, find_model
@@ -146,8 +146,12 @@ def _resume(run: Run, path: Path, asked: dict[str, Any]) -> RunResult:
     run.display.say(f"Resuming {path}")
     source = _open(run)
     dataset, entry, look = _prepare_data(run, source)
-    if dataset.prepared.fingerprint != facts["fingerprint"]:
-        raise RunError("the images that the run began with", got="others", fix="Restore them, or start a new run.")
+    if dataset.signature != facts["signature"]:
+        raise RunError(
+            "the images that the run began with",
+            got="others, or other classes",
+            fix="Restore them, or start a new run.",
+        )
     return _carry_out(run, dataset, entry, look)
 
 
@@ -200,8 +204,10 @@ def _carry_out(run: Run, dataset: Dataset, entry: Entry, look: Survey) -> RunRes
             learn(learner)
         except TrainingError as error:
             failure = error
-    if failure is not None and learner.best is None:
-        raise failure
+    if learner.best is None:
+        raise failure or TrainingError(
+            "weights that are finite numbers", got="others", fix="Lower lr, set clip_norm=1 or precision=fp32."
+        )
     result = _finish(run, learner)
     if failure is not None:
         raise failure
@@ -226,14 +232,18 @@ def _build_learner(run: Run, dataset: Dataset, entry: Entry, look: Survey) -> Le
         small=look.small,
         grey=look.grey,
         pretrained=bool(run.settings.pretrained),
+        packed=dataset.prepared.packed,
+        any_size=entry.any_size,
         device=device.type,
     )
     choose_training(chooser, now)
+    _check_sizes(run.settings, entry)
     seed_all(run.settings.seed)
     model = create_model(blueprint)
     if run.settings.pretrained:
         load_pretrained(model, entry, blueprint)
-    _show_pictures(model, dataset)
+    if entry.looks:
+        _show_pictures(model, dataset)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     _set_threads(run, model, dataset, device)
     assert not run.settings.unresolved(), run.settings.unresolved()
@@ -241,6 +251,14 @@ def _build_learner(run: Run, dataset: Dataset, entry: Entry, look: Survey) -> Le
         settings=run.settings, dataset=dataset, entry=entry, blueprint=blueprint, model=model, device=device,
         world=run.world, display=run.display, interrupts=run.interrupts, started=run.started, folder=run.folder,
     )  # fmt: skip
+
+
+def _check_sizes(settings: Settings, entry: Entry) -> None:
+    """Refuse to train at another size a network whose shape depends on it. Raises SettingError."""
+    if not entry.any_size and (settings.train_size != settings.image_size or settings.grow != 1.0):
+        got = f"train_size={settings.train_size}, grow={settings.grow}"
+        expected = f"one picture size, {settings.image_size}, for {entry.name}"
+        raise SettingError(expected, got=got, fix="Leave train_size and grow out, or choose another model.")
 
 
 def _show_pictures(model: Classifier, dataset: Dataset) -> None:
@@ -280,7 +298,7 @@ def _facts(run: Run, dataset: Dataset, *, finished: bool) -> dict[str, Any]:
     return {
         "format": 1,
         "data": None if where is None else str(where),
-        "fingerprint": dataset.prepared.fingerprint,
+        "signature": dataset.signature,
         "classes": list(dataset.source.classes),
         "choices": [asdict(choice) for choice in run.chooser.choices],
         "finished": finished,
@@ -294,7 +312,7 @@ def _finish(run: Run, learner: Learner) -> RunResult:
             folder="", bundle="", report="", scores={}, epochs=learner.history, choices=run.chooser.choices
         )
     with run.timed("judging"):
-        delivery = deliver(_product(learner), run.folder.bundle, display=run.display, at_most=learner.judge_at_most)
+        delivery = deliver(_product(learner), run.folder.bundle, display=run.display, at_most=learner.sample_size())
     stopped = learner.ended if learner.ended in ("interrupted", "patience", "diverged") else ""
     story = _tell_story(run, learner, delivery, stopped)
     write_report(run.folder.path, story, learner.dataset, delivery.judgements)

@@ -60,6 +60,12 @@ class World:
         if self.size > 1:
             dist.barrier()
 
+    def share(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return rank 0's tensor in every process."""
+        if self.size > 1:
+            dist.broadcast(tensor, src=0)
+        return tensor
+
     def agree(self, value: float) -> float:
         """Return rank 0's value in every process."""
         if self.size == 1:

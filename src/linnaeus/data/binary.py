@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from linnaeus.data.arrays import as_pixels
 from linnaeus.data.labelled import Reading, some
 from linnaeus.errors import DataError
+from linnaeus.results import SPLITS
 
 MAX_BYTES = 8 << 30  # that a header may promise
 
@@ -146,10 +147,15 @@ def _idx_pairs(path: Path) -> list[tuple[int, Path, Path]]:
     only = None if path.is_dir() else _IDX_NAME.fullmatch(path.name)
     if not files:
         raise DataError("IDX files", got=f"none in {folder}", fix="Fetch them anew.")
-    parts = [only["part"]] if only else sorted({part for part, _ in files}, key=lambda part: _IDX_PARTS.get(part, 2))
+    parts = [only["part"]] if only else sorted({part for part, _ in files}, key=_idx_part)
     if lacking := [f"{p}-{w}" for p in parts for w in ("images", "labels") if (p, w) not in files]:
         raise DataError("a file of pictures and one of labels", got=f"no {some(lacking)} in {folder}", fix="Add it.")
-    return [(_IDX_PARTS.get(part, 2), files[part, "images"], files[part, "labels"]) for part in parts]
+    return [(_idx_part(part), files[part, "images"], files[part, "labels"]) for part in parts]
+
+
+def _idx_part(name: str) -> int:
+    """Return the code of a part by the last word of its name: "train", or "emnist-balanced-train"."""
+    return _IDX_PARTS.get(name.rpartition("-")[2], SPLITS.index("test"))
 
 
 def _idx_array(path: Path, *, rank: int) -> NDArray[np.uint8]:

@@ -7,6 +7,7 @@ the limit are not packed: the pass then only reads and judges, and images are de
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -86,12 +87,6 @@ class Prepared:
     packed: bool
     from_cache: bool
 
-    @property
-    def fingerprint(self) -> str:
-        """A hash of the set of images, whatever their order and names."""
-        rows = sorted(bytes(row) for row in self.digests[self.good])
-        return hashlib.blake2b(b"".join(rows), digest_size=16).hexdigest()
-
 
 def prepare(source: Source, preprocess: Preprocess, *, limit: int, progress: Progress | None = None) -> Prepared:
     """Read every image of a source once, packing the prepared pixels where they fit into `limit` bytes."""
@@ -103,13 +98,13 @@ def prepare(source: Source, preprocess: Preprocess, *, limit: int, progress: Pro
     return _prepare_files(source, preprocess, limit=limit, tell=tell)
 
 
-def _fits(size: int, limit: int) -> bool:
-    """Whether a pack stays below the limit and leaves a tenth of the disk free."""
+def _fits(size: int) -> bool:
+    """Whether a pack leaves a tenth of the disk free."""
     folder = cache_folder()
     while not folder.exists():
         folder = folder.parent
     disk = shutil.disk_usage(folder)
-    return size <= min(limit, disk.free - disk.total // 10)
+    return size <= disk.free - disk.total // 10
 
 
 def _make_room(folder: Path, size: int, limit: int) -> None:
@@ -151,11 +146,13 @@ def _prepare_in_memory(source: Source, preprocess: Preprocess, tell: Progress) -
 
 def _prepare_files(source: Source, preprocess: Preprocess, *, limit: int, tell: Progress) -> Prepared:
     size = len(source) * preprocess.height * preprocess.width * preprocess.channels
-    pack = _fits(size, limit)
-    folder = cache_folder() / "packs" / _key(source, preprocess, pack)
+    packs, key = cache_folder() / "packs", _key(source, preprocess)
+    pack = size <= limit and ((packs / key / "index.json").is_file() or _fits(size))
+    folder = packs / (key if pack else key + "-index")
     from_cache = (folder / "index.json").is_file()
     if from_cache:
-        os.utime(folder)  # packs that were not used for longest make room first
+        with contextlib.suppress(OSError):  # a pack that belongs to another user
+            os.utime(folder)  # packs that were not used for longest make room first
     else:
         if pack:
             _make_room(folder.parent, size, limit)
@@ -174,7 +171,8 @@ def _write_pack(folder: Path, source: Source, preprocess: Preprocess, *, pack: b
     """Fill a pack under a temporary name; two runs that build the same one do not see each other's half."""
     digests, bad = _no_digests(len(source)), {}
     empty = np.zeros(_shape(preprocess), np.uint8)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    with storage_errors(folder.parent):
+        folder.parent.mkdir(parents=True, exist_ok=True)
     with new_folder(folder, replace=False) as part:
         with storage_errors(part), (part / "pixels.bin").open("wb") as stream:
             for i, image in _decode_all(source, preprocess, tell):
@@ -225,10 +223,10 @@ def _finish(
     return Prepared(pixels=pixels, digests=digests, good=good, bad=reasons, packed=packed, from_cache=from_cache)
 
 
-def _key(source: Source, preprocess: Preprocess, pack: bool) -> str:
+def _key(source: Source, preprocess: Preprocess) -> str:
     """Return a name made of the content of all files, in order, and of the preprocessing."""
     total = hashlib.blake2b(digest_size=20)
-    total.update(json.dumps([_FORMAT, pack, _pixel_settings(preprocess)], sort_keys=True).encode())
+    total.update(json.dumps([_FORMAT, _pixel_settings(preprocess)], sort_keys=True).encode())
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         for digest in pool.map(_hash_file, source.images, chunksize=16):
             total.update(digest)

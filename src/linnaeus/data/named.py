@@ -255,7 +255,7 @@ def _digest_of(path: Path, like: str) -> str:
 def _unpack(archive: Path, folder: Path) -> None:
     """Unpack the one folder of an archive so that it appears whole."""
     try:
-        with new_folder(folder) as temporary, tarfile.open(archive) as tar:
+        with new_folder(folder, replace=False) as temporary, tarfile.open(archive) as tar:
             tar.extractall(temporary, filter="data")
             for path in list((temporary / folder.name).iterdir()):
                 path.rename(temporary / path.name)

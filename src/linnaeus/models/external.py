@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from linnaeus.errors import MissingExtraError, ModelError, suggest
-from linnaeus.models.registry import Classifier, Entry
+from linnaeus.models.registry import Blueprint, Classifier, Entry
 
 
 class TimmClassifier(Classifier):
@@ -86,11 +86,11 @@ def build_timm(name: str, classes: int, channels: int, size: int, **options: Any
     return TimmClassifier(net)
 
 
-def load_timm_weights(model: Classifier, name: str, classes: int, channels: int) -> None:
+def load_timm_weights(model: Classifier, name: str, blueprint: Blueprint) -> None:
     """Fill a timm network with its published weights, from timm's cache or the hub. Raises ModelError offline."""
-    timm = _import_timm()
+    classes, channels, size = blueprint.classes, blueprint.channels, blueprint.size
     try:
-        donor = timm.create_model(name, pretrained=True, num_classes=classes, in_chans=channels)
+        donor = build_timm(name, classes, channels, size, pretrained=True).published()
     except Exception as error:  # the hub's client raises many unrelated types when it is offline
         raise ModelError(
             f"the published weights of {name}",

@@ -102,5 +102,8 @@ def build_medium(classes: int, channels: int, size: int) -> Classifier:
     return Fastnet(classes, channels, widths=(32, 48, 96, 192), convolutions=2, pooled=False)
 
 
-register(Entry(name="fastnet_small", build=build_small, about="ours, for small pictures within seconds", smallest=32))
-register(Entry(name="fastnet", build=build_medium, about="ours, for small pictures within minutes", smallest=32))
+for name, build, about in (
+    ("fastnet_small", build_small, "ours, for small pictures within seconds"),
+    ("fastnet", build_medium, "ours, for small pictures within minutes"),
+):
+    register(Entry(name=name, build=build, about=about, smallest=32, any_size=True, looks=True))

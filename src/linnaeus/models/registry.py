@@ -68,7 +68,9 @@ class Entry:
         size: the side it was made for, 0 where it adapts to the data.
         mean, std: what its pretrained weights expect; None where the data's own are taken.
         weights: name of the published weights that can be loaded, "" for none.
-        licence: of those weights. timm: the name under which timm builds the same network, "" if it has none.
+        licence: of those weights.
+        any_size: whether a built network takes pictures of any size. looks: whether it has a use for `look_at`.
+        timm: the name under which timm builds the same network, "" if it has none.
     """
 
     name: str
@@ -81,6 +83,8 @@ class Entry:
     interpolation: str = "bilinear"
     weights: str = ""
     licence: str = ""
+    any_size: bool = False
+    looks: bool = False
     timm: str = ""
 
 

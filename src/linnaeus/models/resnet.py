@@ -60,4 +60,4 @@ def build_resnet18(classes: int, channels: int, size: int) -> Classifier:
     return Classifier(body, 512, classes)
 
 
-register(Entry(name="resnet18", build=build_resnet18, about="ResNet-18, He et al. 2016", smallest=8))
+register(Entry(name="resnet18", build=build_resnet18, about="ResNet-18, He et al. 2016", smallest=8, any_size=True))

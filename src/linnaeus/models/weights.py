@@ -25,7 +25,7 @@ def load_pretrained(model: Classifier, entry: Entry, blueprint: Blueprint) -> No
     if entry.name.startswith("timm:"):
         from linnaeus.models import external
 
-        external.load_timm_weights(model, entry.name.removeprefix("timm:"), blueprint.classes, blueprint.channels)
+        external.load_timm_weights(model, entry.name.removeprefix("timm:"), blueprint)
         return
     if not entry.weights:
         fix = "Set pretrained=false, or choose a model that `linnaeus models` lists with weights."

@@ -146,8 +146,9 @@ def _no_better_than_guessing(report: Mapping[str, Any], verdict: Verdict) -> lis
     share = supports[largest] / max(1, sum(supports.values()))
     if interval_of(verdict.scores, "accuracy")[0] > share:
         return []
-    epochs = (report.get("settings") or {}).get("epochs")
-    more = [f"epochs={2 * epochs}"] if isinstance(epochs, int) else []
+    settings = report.get("settings") or {}
+    length = next((name for name in ("budget", "epochs") if settings.get(name)), None)
+    more = [f"{length}={2 * settings[length]:g}"] if length else []
     text = f"Always answering “{largest}” would be right for {100 * share:.0f} % of these pictures. Train longer."
     return [Problem(title="No better than guessing", text=text, command=_train(report, *more))]
 

@@ -224,7 +224,8 @@ def _epoch_words(epochs: Sequence[Mapping[str, Any]], best: int | None) -> str:
         words += f" Stages in order: {', '.join(stages)}."
     if best is not None:
         accuracy = percent(epochs[best].get("val_accuracy"))
-        words += f" The model of epoch {best + 1} was kept: validation accuracy {accuracy}."
+        kept = "head alone" if epochs[best].get("stage") == "head" else f"model of epoch {epochs[best].get('epoch')}"
+        words += f" The {kept} was kept: validation accuracy {accuracy}."
     return words + " Training pictures are altered at random while learning, so their curve may lie below the other."
 
 

@@ -103,6 +103,8 @@ def fit(state: State, task: Task, loader: Loader, plan: Plan, hooks: Hooks) -> s
         stop = plan.world.any(hooks.on_epoch(result))
         if ended or stop:
             return ended or "stopped"
+        if state.seconds >= plan.time_limit:
+            return "time"
     return "done"
 
 
@@ -163,9 +165,12 @@ def _train_step(session: _Session, batch: Batch) -> None:
     seed_all(plan.seed, state.epoch, state.batch, plan.world.rank)
     set_learning_rate(state.optimizer, plan.rule.lr * plan.schedule.at(progress))
     state.optimizer.zero_grad(set_to_none=True)
+    statistics = [buffer.clone() for buffer in state.model.buffers()]
     results = _backward(session, batch)
     state.step += 1
     if not results:
+        for buffer, before in zip(state.model.buffers(), statistics):
+            buffer.copy_(before)  # a batch that overflows has spoilt the batch statistics, too
         _skip_step(state, batch)
         return
     state.bad_steps = 0
@@ -284,7 +289,7 @@ def _judge_epoch(session: _Session, seconds: float) -> EpochResult:
         val_accuracy=val_accuracy,
         images_per_second=seen / seconds if seconds > 0 else math.nan,
         skipped_steps=int(skipped),
-        best=state.best is None or state.best.beaten_by(val_accuracy, val_loss),
+        best=math.isfinite(val_loss) and (state.best is None or state.best.beaten_by(val_accuracy, val_loss)),
     )
 
 

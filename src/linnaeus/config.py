@@ -138,7 +138,7 @@ class Settings:
     )
     clip_norm: float = _setting(0.0, NUMBER, "largest norm of the gradient; 0 for no limit", low=0.0)
     patience: int = _setting(
-        0, INTEGER, "epochs without a better validation loss before training stops; 0 never stops", low=0
+        0, INTEGER, "epochs without a better validation result before training stops; 0 never stops", low=0
     )
     precision: str = _setting(AUTO, TEXT, "arithmetic of the network", choices=("fp32", "bf16", "fp16"))
     threads: Any = _setting(AUTO, INTEGER, "CPU threads; chosen by a short trial", low=1, high=1024)

@@ -1,7 +1,7 @@
 """One contract for every network, and the list of those there are.
 
 A network is a `Classifier`: `features` turns normalized images into one vector each, `head` turns the vector into
-logits, and `reset_head` gives it new classes. A family registers its networks with `@register`.
+logits, and `reset_head` gives it new classes. A family calls `register` for each of its networks.
 """
 
 from __future__ import annotations

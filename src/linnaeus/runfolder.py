@@ -47,11 +47,6 @@ class RunFolder:
         """The page for people."""
         return self.path / "report.html"
 
-    @property
-    def finished(self) -> bool:
-        """Whether the run came to its end."""
-        return bool(self.facts().get("finished"))
-
     def settings(self) -> Settings:
         """Return the settings that the run uses. Raises RunError."""
         try:

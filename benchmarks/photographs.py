@@ -17,8 +17,7 @@ def measure(bench: Bench) -> Iterator[Figure]:
     folder, cache = data_folder("trashnet"), bench.folder("cache")
     short, long = ("10s", "20s") if bench.quick else ("30s", "10m")
     _train(bench, folder, cache, short, seed=0)
-    runs = [_train(bench, folder, cache, short, seed=seed) for seed in range(bench.seeds)]
-    details = {"seconds": [seconds for seconds, _ in runs], "accuracies": [accuracy for _, accuracy in runs]}
+    details = _train_all(bench, folder, cache, short)
     yield Figure(
         what=f"trashnet, budget {short}: test accuracy",
         value=mean(details["accuracies"]), unit=" %", at_least=89.0, details=details,
@@ -27,12 +26,16 @@ def measure(bench: Bench) -> Iterator[Figure]:
         what=f"trashnet, budget {short}: wall time",
         value=median(details["seconds"]), unit=" s", at_least=27.0, at_most=33.0, details=details,
     )  # fmt: skip
-    runs = [_train(bench, folder, cache, long, seed=seed) for seed in range(bench.seeds)]
-    details = {"seconds": [seconds for seconds, _ in runs], "accuracies": [accuracy for _, accuracy in runs]}
+    details = _train_all(bench, folder, cache, long)
     yield Figure(
         what=f"trashnet, budget {long} ({median(details['seconds']):.0f} s taken): test accuracy",
         value=mean(details["accuracies"]), unit=" %", at_least=93.0, details=details,
     )  # fmt: skip
+
+
+def _train_all(bench: Bench, folder: Path, cache: Path, budget: str) -> dict[str, list[float]]:
+    runs = [_train(bench, folder, cache, budget, seed=seed) for seed in range(bench.seeds)]
+    return {"seconds": [seconds for seconds, _ in runs], "accuracies": [accuracy for _, accuracy in runs]}
 
 
 def _train(bench: Bench, folder: Path, cache: Path, budget: str, *, seed: int) -> tuple[float, float]:

@@ -236,7 +236,7 @@ def test_identical_pictures_across_parts_are_told(call: Call, tmp_path: Path) ->
         save_colours(tmp_path / "data" / part, 3, seed=7)
     done = call("train", tmp_path / "data", "--out", tmp_path / "run", *QUICK_PAIRS)
     assert done.code == 0
-    assert "warning: 9 identical images lie on more than one side of your split" in done.err
+    assert "warning: 9 pictures have copies on another side of your split" in done.err
 
 
 # -- settings and models

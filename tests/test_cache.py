@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from linnaeus.config import Settings
 from linnaeus.data.cache import DecodedPixels, PackedPixels, Prepared, prepare
@@ -232,3 +234,19 @@ def test_statistics(folder: Path) -> None:
     assert dataset.normalized(mean, std).preprocess.std == std
     flat = build_dataset(source_of([np.full((12, 12, 3), i, np.uint8) for i in range(40)]), PREPROCESS, settings())
     assert min(flat.measure()[1]) >= 0.01
+
+
+def test_a_fault_of_the_machine_is_not_the_pictures(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With no file handles left nothing is packed, and no picture is called unreadable."""
+    good = PngImageFile.load
+
+    def fail(image: PngImageFile) -> object:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    source = open_source(folder)
+    monkeypatch.setattr(PngImageFile, "load", fail)
+    with pytest.raises(StorageError, match="Too many open files"):
+        prepare(source, PREPROCESS, limit=ENDLESS)
+    assert packs() == []
+    monkeypatch.setattr(PngImageFile, "load", good)
+    assert len(prepare(source, PREPROCESS, limit=ENDLESS).good) == 10

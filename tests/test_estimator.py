@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from sklearn.preprocessing import FunctionTransformer
 
 from commands import CLASSES, QUICK, colours
 from linnaeus import ImageClassifier
-from linnaeus.errors import DataError, ImageError, ModelError, SettingError
+from linnaeus.errors import DataError, ImageError, ModelError, RunError, SettingError
 from linnaeus.predictor import Predictor
 from linnaeus.results import Scores
 
@@ -239,3 +241,20 @@ def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         classifier().fit(pixels[:4], labels[:4])
     assert os.listdir(tmp_path / "temporary") == []
     assert os.listdir(tmp_path) == ["temporary"]
+
+
+def test_a_fitted_classifier_is_kept(tmp_path: Path) -> None:
+    """Pickled and copied, it answers as before; saved, it is a bundle; nothing in use is overwritten."""
+    pixels, labels = colours(8)
+    made = classifier().fit(pixels, labels)
+    expected = made.predict_proba(pixels)
+    for again in (pickle.loads(pickle.dumps(made)), copy.deepcopy(made)):
+        np.testing.assert_array_equal(again.predict_proba(pixels), expected)
+        assert again.classes_.tolist() == made.classes_.tolist()
+    assert not hasattr(pickle.loads(pickle.dumps(classifier())), "predictor_")
+    made.save(tmp_path / "kept")
+    np.testing.assert_array_equal(Predictor(tmp_path / "kept").predict(pixels).probabilities, expected)
+    with pytest.raises(RunError, match="in use"):
+        made.save(tmp_path / "kept")
+    with pytest.raises(NotFittedError):
+        classifier().save(tmp_path / "other")

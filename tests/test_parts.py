@@ -12,6 +12,7 @@ import linnaeus
 from commands import QUICK, save_colours
 from linnaeus.cli import main
 from linnaeus.data.sources import open_source
+from linnaeus.display import Terminal
 from linnaeus.errors import RunError
 from linnaeus.runfolder import RunFolder
 
@@ -69,3 +70,26 @@ def test_a_run_is_not_resumed_on_other_labels(run: Path, data: Path) -> None:
     with pytest.raises(RunError, match="other classes"):
         linnaeus.train(resume=run)
     assert json.loads((run / "run.json").read_text())["finished"] is False
+
+
+def test_judging_a_part_that_was_learned_from_is_said(
+    run: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The bundle knows which parts it was held away from: judging another one warns, judging one of them does not."""
+    linnaeus.evaluate(run, data, split="val", display=Terminal())
+    assert "flatters" not in capsys.readouterr().err
+    linnaeus.evaluate(run, data, split="train", display=Terminal())
+    assert "the bundle learned from these images" in capsys.readouterr().err
+
+
+def test_unreadable_images_are_named_and_the_rest_judged(
+    run: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """However many of the images cannot be read, `evaluate` says which and judges the others."""
+    broken = sorted(data.rglob("*.png"))[:10]
+    for path in broken:
+        path.write_bytes(path.read_bytes()[:60])
+    judgement = linnaeus.evaluate(run, data, split="all", display=Terminal())
+    assert judgement.scores.n == 26
+    told = capsys.readouterr().err
+    assert all(f"unreadable, left out: {path}" in told for path in broken)

@@ -111,6 +111,8 @@ def test_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     for text, expected in (("1", 1), ("9999", most), ("0", most), ("many", most), ("", most)):
         monkeypatch.setenv("OMP_NUM_THREADS", text)
         assert available_cores() == expected
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(10 * most))  # as torchrun tells it
+    assert available_cores() == 1
 
 
 def test_seeds_do_not_depend_on_history() -> None:
@@ -118,7 +120,7 @@ def test_seeds_do_not_depend_on_history() -> None:
 
     def chance(*numbers: int) -> tuple[float, ...]:
         torch.rand(numbers[0] % 7 + 1)
-        seed_all(*numbers)
+        seed_all(torch.device("cpu"), *numbers)
         return tuple(torch.rand(3).tolist())
 
     assert chance(1, 2, 3) == chance(1, 2, 3)
@@ -131,7 +133,7 @@ def test_seeds_of_neighbours_differ() -> None:
     seen = set()
     for epoch in range(50):
         for batch in range(50):
-            seed_all(0, epoch, batch, 0)
+            seed_all(torch.device("cpu"), 0, epoch, batch, 0)
             seen.add(torch.initial_seed())
     assert len(seen) == 2500
 

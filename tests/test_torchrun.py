@@ -18,7 +18,8 @@ from pictures import save_folder
 from processes import environment, read_state, run, start, wait_until
 from torchrun_cases import CASES
 
-SETTINGS = ("model=simple_cnn", "image_size=32", "threads=1", "epochs=2", "batch_size=15", "optimizer=sgd", "lr=0.01",
+SETTINGS = ("model=simple_cnn", "image_size=32", "threads=1", "precision=fp32", "epochs=2", "batch_size=15",
+            "optimizer=sgd", "lr=0.01",
             "ema=0.5", "flip=true", "shift=0.1", "erase=0.2", "label_smoothing=0", "accumulate=2")  # fmt: skip
 
 

@@ -14,6 +14,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from linnaeus.errors import explain_missing
+
 if TYPE_CHECKING:
     from linnaeus.config import Settings as Settings
     from linnaeus.errors import LinnaeusError as LinnaeusError
@@ -56,7 +58,11 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'linnaeus' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"linnaeus.{_HOMES[name]}"), name)
+    try:
+        module = importlib.import_module(f"linnaeus.{_HOMES[name]}")
+    except ModuleNotFoundError as error:
+        raise explain_missing(error) from None
+    return getattr(module, name)
 
 
 def __dir__() -> list[str]:

@@ -17,10 +17,9 @@ from typing import Any
 import click
 
 from linnaeus.config import RULES, describe, parse_pairs
-from linnaeus.errors import LinnaeusError, MissingExtraError
+from linnaeus.errors import LinnaeusError, explain_missing
 
 _STARTED = time.perf_counter()
-_TRAIN_PACKAGES = frozenset({"torch", "torchvision", "timm", "sklearn", "safetensors"})
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -253,6 +252,4 @@ def _run(arguments: Sequence[str] | None) -> None:
     except click.exceptions.Exit as leave:
         sys.exit(leave.exit_code)
     except ModuleNotFoundError as error:
-        if error.name not in _TRAIN_PACKAGES:
-            raise
-        raise MissingExtraError(error.name, extra="train") from error
+        raise explain_missing(error) from None

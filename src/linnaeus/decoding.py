@@ -19,6 +19,7 @@ Of an animation only the first frame is read. Colour profiles are not applied.
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import stat
@@ -38,7 +39,7 @@ from PIL.TiffImagePlugin import PREFIXES as TIFF_PREFIXES
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from linnaeus.errors import ImageError
+from linnaeus.errors import ImageError, StorageError
 
 MAX_PIXELS = 50_000_000  # decoded, in one picture: 200 MB at the four bytes that Pillow takes for an RGB pixel
 MAX_JPEG_PIXELS = 200_000_000  # in the header of a JPEG that scaled decoding brings below MAX_PIXELS
@@ -66,6 +67,7 @@ _MAGIC: Mapping[str, tuple[bytes, ...]] = {
     "TIFF": tuple(TIFF_PREFIXES),
 }
 _ORIENTATION = 0x0112
+_MACHINE_FAULTS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO)  # none of them the picture's
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -101,6 +103,13 @@ def decode(source: Picture, *, at_least: tuple[int, int] | None = None) -> Image
         return _upright_rgb(_decode(file, name, at_least))
 
 
+def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Return width and height in pixels, as stored, from a file's header. Raises ImageError."""
+    name = os.fspath(path)
+    with _image_errors(name), _open_binary(path) as file:
+        return _open_header(file, name).size
+
+
 @contextlib.contextmanager
 def _open_binary(source: str | os.PathLike[str] | bytes) -> Iterator[IO[bytes]]:
     if isinstance(source, bytes):
@@ -113,17 +122,22 @@ def _open_binary(source: str | os.PathLike[str] | bytes) -> Iterator[IO[bytes]]:
         yield file
 
 
-def _decode(file: IO[bytes], name: str, at_least: tuple[int, int] | None) -> ImageFile.ImageFile:
+def _open_header(file: IO[bytes], name: str) -> ImageFile.ImageFile:
     kind = picture_format(file.read(HEAD_BYTES))
     if kind is None:
         fix = "Remove it or save it as PNG or JPEG."
         raise ImageError(f"one of {', '.join(_OPENERS)}", got=f"{name}, which is none of them", fix=fix)
     file.seek(0)
-    image = _OPENERS[kind](file)
+    return _OPENERS[kind](file)
+
+
+def _decode(file: IO[bytes], name: str, at_least: tuple[int, int] | None) -> ImageFile.ImageFile:
+    image = _open_header(file, name)
     if isinstance(image, TiffImageFile):
         _check_tiles(image, name)
-    _check_size(image.size, name, MAX_JPEG_PIXELS if kind == "JPEG" else MAX_PIXELS)
-    if kind == "JPEG" and at_least is not None:
+    is_jpeg = isinstance(image, JpegImageFile)
+    _check_size(image.size, name, MAX_JPEG_PIXELS if is_jpeg else MAX_PIXELS)
+    if is_jpeg and at_least is not None:
         _scale_decoding(image, at_least)
     _check_size(image.size, name, MAX_PIXELS)
     image.load()
@@ -178,7 +192,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         canvas = Image.new("RGB", image.size, "white")
         canvas.paste(rgba, mask=rgba.getchannel("A"))
         return canvas
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _grey(values: NDArray[np.uint8]) -> Image.Image:
@@ -259,8 +273,13 @@ def _image_errors(name: str) -> Iterator[None]:
             yield
     except ImageError:
         raise
+    except MemoryError:
+        raise  # it says nothing of the picture
     except FileNotFoundError as error:
         raise ImageError("a picture", got=f"no file at {name}", fix="Check the path.") from error
     except Exception as error:  # a damaged file leads decoders into any error
+        if getattr(error, "errno", None) in _MACHINE_FAULTS:
+            got = f"{name}, which the system did not let us read: {error}"
+            raise StorageError("to read a picture", got=got, fix="Mend this on the machine, then try again.") from error
         got = f"{name}, which cannot be read: {str(error) or type(error).__name__}"
         raise ImageError("a whole picture", got=got, fix="Remove it or save it anew from its original.") from error

@@ -75,19 +75,20 @@ def deliver(product: Product, folder: Path, *, display: Display, at_most: int = 
     """
     model = product.model.to("cpu").eval()
     files = _files(model, product)
-    draft = replace(_bundle(product, {}), folder=folder.with_name("." + folder.name + "-draft"))
+    bundle = _bundle(product, folder)
+    write_bundle(bundle, files)  # whoever stops us while we judge has a bundle, though without scores
+    predictor = Predictor(bundle, threads=product.settings.threads)
     try:
-        write_bundle(draft, files)
-        predictor = Predictor(draft, threads=product.settings.threads)
         agreement = _check(model, predictor, product.dataset)
-        judgements = _judge(predictor, product, display, at_most)
-    finally:
-        shutil.rmtree(draft.folder, ignore_errors=True)
+    except TrainingError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    judgements = _judge(predictor, product, display, at_most)
     facts = {
         "scores": {part: judgement.scores.to_dict() for part, judgement in judgements.items()},
         "agreement": agreement.to_dict(),
     }
-    write_bundle(replace(_bundle(product, facts), folder=folder), files)
+    write_bundle(replace(bundle, facts={**bundle.facts, **facts}), files)
     described = product.describe(len(files["model.onnx"]))
     return Delivery(agreement=agreement, judgements=judgements, model=described)
 
@@ -127,23 +128,24 @@ def _timm_config(product: Product) -> dict[str, Any]:
     }
 
 
-def _bundle(product: Product, facts: Mapping[str, Any]) -> Bundle:
+def _bundle(product: Product, folder: Path) -> Bundle:
     blueprint = product.blueprint
     options = {"channels": blueprint.channels, "size": blueprint.size, **blueprint.options}
-    about = {
+    facts = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "data": product.dataset.source.name,
         "base_weights": product.entry.weights if product.pretrained else "",
         "licence": product.entry.licence if product.pretrained else "",
+        "held_out": list(product.held_out),
         "versions": list_versions(),
     }
     return Bundle(
-        folder=Path(),
+        folder=folder,
         architecture=Architecture(name=blueprint.name, options=options),
         classes=product.dataset.source.classes,
         preprocess=product.dataset.preprocess,
         recipe=product.settings.to_dict(),
-        facts=about | dict(facts),
+        facts=facts,
     )
 
 
@@ -168,9 +170,7 @@ def _check(model: Classifier, predictor: Predictor, dataset: Dataset) -> Agreeme
 def _judge(predictor: Predictor, product: Product, display: Display, at_most: int) -> dict[str, Judgement]:
     judgements = {}
     for part in product.held_out:
-        indices = product.dataset.indices(part)
-        if at_most and len(indices) > at_most:
-            indices = indices[np.linspace(0, len(indices) - 1, at_most).astype(np.int64)]
+        indices = product.dataset.indices(part, at_most=at_most)
         if len(indices):
             judgements[part] = judge_images(predictor, product.dataset, indices, part=part, display=display)
     return judgements

@@ -9,7 +9,7 @@
     ├── BundleError               a bundle that is missing, damaged or from a newer version
     ├── RunError                  a run folder that is in use, absent, or does not fit what is asked of it
     ├── TrainingError             training that cannot go on (the loss is no longer a number)
-    ├── StorageError              a disk that is full or a folder that cannot be written
+    ├── StorageError              a disk that is full, or a place that cannot be written or read
     └── MissingExtraError         an optional part that is not installed
 
 Every message has one shape: what was expected, what came instead, and how to mend it.
@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+
+_TRAIN_PACKAGES = frozenset({"torch", "torchvision", "timm", "sklearn", "safetensors"})
 
 
 class LinnaeusError(Exception):
@@ -72,7 +74,7 @@ class TrainingError(LinnaeusError):
 
 
 class StorageError(LinnaeusError):
-    """A disk or folder that cannot be written."""
+    """A disk, folder or file that cannot be written or read."""
 
 
 class MissingExtraError(LinnaeusError):
@@ -84,6 +86,12 @@ class MissingExtraError(LinnaeusError):
             got="an installation without it",
             fix=f'Run: pip install "linnaeus[{extra}]"',
         )
+
+
+def explain_missing(error: ModuleNotFoundError) -> Exception:
+    """Return the error to raise for a module that is not there: ours if an extra of linnaeus brings it, else itself."""
+    name = error.name or ""
+    return MissingExtraError(name, extra="train") if name in _TRAIN_PACKAGES else error
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -15,7 +15,9 @@ from sklearn.utils.validation import check_is_fitted
 
 from linnaeus.errors import DataError
 from linnaeus.predictor import Predictor
+from linnaeus.runfolder import check_free
 from linnaeus.runs import train
+from linnaeus.storage import new_folder
 
 
 class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
@@ -26,6 +28,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
             the data.
         random_state: the seed.
         settings: any other settings, by name.
+
+    A fitted one can be pickled, as joblib does; `save` writes its bundle.
 
     `fit` takes as X an array uint8 (N, H, W[, C]), PIL images, arrays of different sizes or paths, and as y labels
     of any kind. All of X is learned from, less 15 % that are held back to choose by.
@@ -68,7 +72,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
             result = train((X, names), out=folder / "run", **self._run_settings())
             if result.signal:
                 raise KeyboardInterrupt
-            self.predictor_ = Predictor(result.bundle)
+            self._open(result.bundle)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         self.classes_ = classes
@@ -85,6 +89,35 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         best = self.predict_proba(X).argmax(axis=1)
         chosen: NDArray[Any] = self.classes_[best]
         return chosen
+
+    def save(self, folder: str | Path) -> None:
+        """Write the bundle of the fitted classifier. Raises RunError if the folder is in use."""
+        check_is_fitted(self, "predictor_")
+        check_free(folder)
+        with new_folder(Path(folder)) as place:
+            self._unpack(place)
+
+    def _open(self, bundle: str | Path) -> None:
+        """Answer by a bundle, and keep its files, so that the estimator does not depend on the folder."""
+        self.predictor_ = Predictor(bundle)
+        self._files = {file.name: file.read_bytes() for file in self.predictor_.bundle.folder.iterdir()}
+
+    def _unpack(self, folder: Path) -> None:
+        for name, data in self._files.items():
+            (folder / name).write_bytes(data)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what pickle and copy take along: the bundle's files in place of the open network."""
+        state: dict[str, Any] = super().__getstate__()
+        return {name: value for name, value in state.items() if name != "predictor_"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Come back from a pickle."""
+        super().__setstate__(state)
+        if "_files" in state:
+            with tempfile.TemporaryDirectory(prefix="linnaeus-") as folder:
+                self._unpack(Path(folder))
+                self._open(folder)
 
     def _run_settings(self) -> dict[str, Any]:
         names = ("model", "epochs", "budget", "batch_size", "lr", "image_size", "threads")

@@ -77,22 +77,27 @@ def evaluate(
     source = match_classes(open_source(data, columns=columns_of(settings)), predictor.classes)
     dataset = _prepare(source, predictor.bundle, settings, told)
     part = split if split != "auto" else "test" if len(dataset.indices("test")) else "all"
-    _tell_seen(dataset, part, told)
+    _tell_seen(dataset, part, predictor.bundle, told)
     return judge_images(predictor, dataset, dataset.indices(part), part=part, display=told)
 
 
-_NEEDED = ("val_fraction", "test_fraction", "seed", "max_bad", "cache_limit", "path_column", "label_column",
-           "split_column", "group_column")  # fmt: skip
+_NEEDED = ("val_fraction", "test_fraction", "seed", "cache_limit", "path_column", "label_column", "split_column",
+           "group_column")  # fmt: skip
 
 
 def _prepare(source: Source, bundle: Bundle, settings: Settings, display: Display) -> Dataset:
+    told = settings.replace({"max_bad": 1.0})  # what cannot be read is named, and the rest judged
     with display.progress("reading images") as advance:
-        dataset = build_dataset(source, bundle.preprocess, settings, divide=False, progress=advance)
+        dataset = build_dataset(source, bundle.preprocess, told, divide=False, progress=advance)
+    for image in dataset.prepared.bad:
+        display.say(f"  unreadable, left out: {image.path}: {image.reason}")
     return dataset.recall_parts(bundle.read_parts())
 
 
-def _tell_seen(dataset: Dataset, part: str, display: Display) -> None:
+def _tell_seen(dataset: Dataset, part: str, bundle: Bundle, display: Display) -> None:
     """Say it when images that the bundle learned from are judged, or when some are left out."""
+    if part not in ("all", *bundle.facts.get("held_out", SPLITS)) and len(bundle.read_parts()):
+        display.say("  warning: the bundle learned from these images; the score flatters")
     if part == "all":
         seen = len(dataset.indices("train")) + len(dataset.indices("val"))
         if seen and not dataset.own_parts:

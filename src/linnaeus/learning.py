@@ -98,15 +98,22 @@ class Learner:
         self.notes.append(f"The budget left time to judge {most:,} images of each part, not all.")
         return most
 
+    def warn(self, sentence: str) -> None:
+        """Say something now, and in the report."""
+        self.display.say(f"  warning: {sentence}")
+        self.notes.append(sentence)
+
     def _unspent(self) -> float:
         return float(self.settings.budget) - (time.perf_counter() - self.started)
 
-    def loader(self, part: str, *, batch_size: int, shuffle: bool = False, augment: Augment | None = None) -> Loader:
-        """Return a loader of a part of the data, for this process."""
+    def loader(
+        self, part: str, *, batch_size: int, shuffle: bool = False, augment: Augment | None = None, at_most: int = 0
+    ) -> Loader:
+        """Return a loader of a part of the data, for this process; `at_most` as in `Dataset.indices`."""
         return Loader(
             pixels=self.dataset.prepared.pixels,
             labels=self.dataset.source.labels,
-            indices=self.dataset.indices(part),
+            indices=self.dataset.indices(part, at_most=at_most),
             batch_size=batch_size,
             augment=augment or Augment(),
             seed=self.settings.seed,
@@ -125,6 +132,11 @@ def learn(learner: Learner) -> None:
     path = learner.folder.checkpoint if learner.folder is not None else None
     resumed = path is not None and path.is_file()
     learner.interrupts.patient = True
+    if learner.seconds_left() <= 0:
+        spent = time.perf_counter() - learner.started
+        learner.warn(
+            f"Reading the images took the whole budget ({spent:.0f} s): give more, or run again from the cache."
+        )
     if learner.settings.pretrained:
         learner.norms = fold_norms(learner.model)
         if not resumed and not _fit_probe(learner):
@@ -240,7 +252,12 @@ def _run_loop(learner: Learner, state: State, plan: Plan) -> str:
 
 
 def _make_hooks(learner: Learner, plan: Plan, tracker: Tracker | None) -> Hooks:
-    val = learner.loader("val", batch_size=max(16, _JUDGE_PIXELS // learner.blueprint.size**2))
+    most = int(max(_FEWEST_JUDGED, _JUDGING_SHARE * learner.settings.budget * learner.speed))
+    val = learner.loader(
+        "val",
+        batch_size=max(16, _JUDGE_PIXELS // learner.blueprint.size**2),
+        at_most=most if learner.settings.budget else 0,
+    )
 
     def save(state: State) -> None:
         if tracker is not None and learner.folder is not None:

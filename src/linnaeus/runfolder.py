@@ -10,7 +10,9 @@ checkpoints/     last.safetensors, the whole state of training
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import itertools
 import json
 import math
 import shlex
@@ -102,7 +104,7 @@ def check_free(out: str | Path | None) -> None:
 def create_run(out: str | Path | None, name: str) -> RunFolder:
     """Make a new run's folder: `out`, or the next free runs/NAME-1, ... Raises RunError if it is in use."""
     check_free(out)
-    path = Path(out) if out is not None else _next_free(name)
+    path = Path(out) if out is not None else _make_next(name)
     with storage_errors(path):
         (path / "checkpoints").mkdir(parents=True, exist_ok=True)
     return _lock(path)
@@ -146,10 +148,13 @@ def _is_bare(folder: Path) -> bool:
     return not names or (".lock" in names and whole <= {".lock", "checkpoints", "config.toml"} and not begun)
 
 
-def _next_free(name: str) -> Path:
-    number = 1
-    while (path := Path("runs") / f"{name}-{number}").exists():
-        number += 1
+def _make_next(name: str) -> Path:
+    """Make the first folder of runs/NAME-1, runs/NAME-2, ... that nobody has made before us."""
+    for number in itertools.count(1):
+        path = Path("runs") / f"{name}-{number}"
+        with storage_errors(path), contextlib.suppress(FileExistsError):
+            path.mkdir(parents=True)
+            break
     return path
 
 

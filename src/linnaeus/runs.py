@@ -21,6 +21,7 @@ from linnaeus.data.survey import Survey, survey
 from linnaeus.delivery import Delivery, Product, deliver
 from linnaeus.display import Display, Silent
 from linnaeus.errors import DataError, RunError, SettingError, TrainingError
+from linnaeus.images import Preprocess
 from linnaeus.judging import columns_of
 from linnaeus.learning import Learner, learn, take_best
 from linnaeus.models.registry import Blueprint, Classifier, Entry, create_model, find_model
@@ -118,11 +119,10 @@ def _begin(run: Run, out: str | Path | None) -> RunResult:
         raise DataError("data to train on", got="none", fix="Name a folder: linnaeus train FOLDER")
     check_free(out)
     keep_memory()
-    source = _open(run)
-    dataset, entry, look = _prepare_data(run, source)
+    ground = _prepare(run)
     if run.world.leads:
-        run.folder = create_run(out, source.name)
-    return _carry_out(run, dataset, entry, look)
+        run.folder = create_run(out, ground.dataset.source.name)
+    return _carry_out(run, ground)
 
 
 def _resume(run: Run, path: Path, asked: dict[str, Any]) -> RunResult:
@@ -144,43 +144,81 @@ def _resume(run: Run, path: Path, asked: dict[str, Any]) -> RunResult:
     if run.data is None:
         raise DataError("the data of the run, which lay in memory", got="none", fix="Pass them again beside resume.")
     run.display.say(f"Resuming {path}")
-    source = _open(run)
-    dataset, entry, look = _prepare_data(run, source)
-    if dataset.signature != facts["signature"]:
+    ground = _prepare(run)
+    if ground.dataset.signature != facts["signature"]:
         raise RunError(
             "the images that the run began with",
             got="others, or other classes",
             fix="Restore them, or start a new run.",
         )
-    return _carry_out(run, dataset, entry, look)
+    return _carry_out(run, ground)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ground:
+    """What a run stands on before it learns: data, network and machine."""
+
+    look: Survey
+    dataset: Dataset
+    entry: Entry
+    blueprint: Blueprint
+    model: Classifier
+    device: torch.device
+
+
+def _prepare(run: Run) -> Ground:
+    """Look at the data, choose device, network and picture size, and read every image once.
+
+    The images come last: they take the longest, and whatever is wrong with the rest should be said before.
+    """
+    device = choose_device(run.settings.device)
+    run.chooser.choose("device", device.type, "the fastest that is here")
+    run.chooser.choose("precision", choose_precision(device), "what this device computes fastest")
+    source = _open(run)
+    look = survey(source)
+    entry = find_model(choose_model(run.chooser, look, len(source)))
+    preprocess = choose_preprocess(run.chooser, look, entry)
+    blueprint = Blueprint(
+        name=entry.name, classes=len(source.classes), channels=preprocess.channels, size=preprocess.height
+    )
+    with run.timed("building"):
+        model = _build_model(run.settings, entry, blueprint, device)
+    with run.timed("reading images"):
+        dataset = _read_images(run, source, preprocess, entry)
+    return Ground(look=look, dataset=dataset, entry=entry, blueprint=blueprint, model=model, device=device)
 
 
 def _open(run: Run) -> Source:
     with run.display.progress("fetching") as advance:
-        return open_source(run.data, columns=columns_of(run.settings), progress=advance)
-
-
-def _prepare_data(run: Run, source: Source) -> tuple[Dataset, Entry, Survey]:
-    """Look at the data, choose network and picture size, and read every image once."""
+        source = open_source(run.data, columns=columns_of(run.settings), progress=advance)
     run.display.say(f"Data: {source.name}, {len(source):,} images of {len(source.classes)} classes")
     for note in source.notes:
         run.display.say(f"  note: {note}")
-    with run.timed("reading images"):
-        look = survey(source)
-        entry = find_model(choose_model(run.chooser, look, len(source)))
-        preprocess = choose_preprocess(run.chooser, look, entry)
-        with run.display.progress("reading images") as advance:
-            if not run.world.leads:
-                run.world.wait()  # the first process packs, the others find the pack
-            dataset = build_dataset(source, preprocess, run.settings, progress=advance)
-            if run.world.leads:
-                run.world.wait()
-        if not (run.settings.pretrained and entry.mean):
-            dataset = dataset.normalized(*dataset.measure())
+    return source
+
+
+def _build_model(settings: Settings, entry: Entry, blueprint: Blueprint, device: torch.device) -> Classifier:
+    """Build the network, with its published weights if it starts from them."""
+    seed_all(device, settings.seed)
+    model = create_model(blueprint)
+    if settings.pretrained:
+        load_pretrained(model, entry, blueprint)
+    return model
+
+
+def _read_images(run: Run, source: Source, preprocess: Preprocess, entry: Entry) -> Dataset:
+    with run.display.progress("reading images") as advance:
+        if not run.world.leads:
+            run.world.wait()  # the first process packs, the others find the pack
+        dataset = build_dataset(source, preprocess, run.settings, progress=advance)
+        if run.world.leads:
+            run.world.wait()
+    if not (run.settings.pretrained and entry.mean):
+        dataset = dataset.normalized(*dataset.measure())
     _tell_parts(run.display, dataset)
     if not dataset.prepared.packed:
         run.display.say("  note: the pack would exceed cache_limit or the disk; images are decoded anew each epoch")
-    return dataset, entry, look
+    return dataset
 
 
 def _tell_parts(display: Display, dataset: Dataset) -> None:
@@ -189,15 +227,15 @@ def _tell_parts(display: Display, dataset: Dataset) -> None:
     for image in dataset.prepared.bad:
         display.say(f"  unreadable, left out: {image.path}: {image.reason}")
     if dataset.straddling:
-        display.say(f"  warning: {dataset.straddling} identical images lie on more than one side of your split")
+        display.say(f"  warning: {dataset.straddling} pictures have copies on another side of your split")
 
 
-def _carry_out(run: Run, dataset: Dataset, entry: Entry, look: Survey) -> RunResult:
-    """Build the network, train it, and deliver the best of it, also when training was cut short or failed."""
+def _carry_out(run: Run, ground: Ground) -> RunResult:
+    """Train the network, and deliver the best of it, also when training was cut short or failed."""
     with run.timed("building"):
-        learner = _build_learner(run, dataset, entry, look)
+        learner = _build_learner(run, ground)
     if run.folder is not None and run.world.leads:
-        _write_start(run, run.folder, dataset)
+        _write_start(run, run.folder, ground.dataset)
     failure: TrainingError | None = None
     with run.timed("training"):
         try:
@@ -214,17 +252,8 @@ def _carry_out(run: Run, dataset: Dataset, entry: Entry, look: Survey) -> RunRes
     return result
 
 
-def _build_learner(run: Run, dataset: Dataset, entry: Entry, look: Survey) -> Learner:
-    settings, chooser = run.settings, run.chooser
-    device = choose_device(settings.device)
-    chooser.choose("device", device.type, "the fastest that is here")
-    chooser.choose("precision", choose_precision(device), "what this device computes fastest")
-    blueprint = Blueprint(
-        name=entry.name,
-        classes=len(dataset.source.classes),
-        channels=dataset.preprocess.channels,
-        size=dataset.preprocess.height,
-    )
+def _build_learner(run: Run, ground: Ground) -> Learner:
+    dataset, entry, look, device = ground.dataset, ground.entry, ground.look, ground.device
     now = Situation(
         model=entry.name,
         size=dataset.preprocess.height,
@@ -236,19 +265,15 @@ def _build_learner(run: Run, dataset: Dataset, entry: Entry, look: Survey) -> Le
         any_size=entry.any_size,
         device=device.type,
     )
-    choose_training(chooser, now)
+    choose_training(run.chooser, now)
     _check_sizes(run.settings, entry)
-    seed_all(run.settings.seed)
-    model = create_model(blueprint)
-    if run.settings.pretrained:
-        load_pretrained(model, entry, blueprint)
     if entry.looks:
-        _show_pictures(model, dataset)
-    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        _show_pictures(ground.model, dataset)
+    model = ground.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     _set_threads(run, model, dataset, device)
     assert not run.settings.unresolved(), run.settings.unresolved()
     return Learner(
-        settings=run.settings, dataset=dataset, entry=entry, blueprint=blueprint, model=model, device=device,
+        settings=run.settings, dataset=dataset, entry=entry, blueprint=ground.blueprint, model=model, device=device,
         world=run.world, display=run.display, interrupts=run.interrupts, started=run.started, folder=run.folder,
     )  # fmt: skip
 
@@ -272,7 +297,7 @@ def _set_threads(run: Run, model: Classifier, dataset: Dataset, device: torch.de
     """Use the threads that the user fixed or that a short trial finds to be faster."""
     if run.settings.threads == AUTO:
         if device.type != "cpu" or run.world.size > 1:
-            run.chooser.choose("threads", max(1, available_cores() // run.world.size), "the cores of this process")
+            run.chooser.choose("threads", available_cores(), "the cores of this process")
         else:
             run.chooser.choose("threads", _trial(run, model, dataset), "faster in a short trial")
     torch.set_num_threads(run.settings.threads)

@@ -7,11 +7,13 @@ import ctypes
 import math
 import os
 import platform
+import re
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import threadpoolctl
@@ -19,11 +21,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from linnaeus.errors import SettingError
+from linnaeus.errors import RunError, SettingError
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _LARGEST_MMAP_THRESHOLD = 32 * 2**20  # glibc refuses more
 _TRIAL_SECONDS = 0.25
+_PATIENCE = timedelta(days=1)
+_PEER_LOST = re.compile(r"(?i)connection (closed|reset)|socket")  # in what gloo and NCCL raise
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -83,9 +87,15 @@ def join_world() -> Iterator[World]:
         yield World()
         return
     # Gloo carries CPU tensors (flags, counters); NCCL carries a GPU's gradients.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=_PATIENCE)  # the others wait while the first packs the pictures
     try:
         yield World(rank=dist.get_rank(), size=size)
+    except RuntimeError as error:
+        if not _PEER_LOST.search(str(error)):
+            raise
+        fix = "Look at what that process said."
+        raise RunError("all processes of the run to go on", got="one that ended before its time", fix=fix) from error
     finally:
         dist.destroy_process_group()
 
@@ -175,10 +185,15 @@ def _time_forward(network: nn.Module, images: torch.Tensor, *, threads: int, lim
 
 
 def available_cores() -> int:
-    """Return how many CPU cores this process may use: its affinity, and OMP_NUM_THREADS where that is set."""
+    """Return how many CPU cores this process may use.
+
+    That is its affinity, shared with the other processes that torchrun started on this machine, or OMP_NUM_THREADS
+    where that is set and less.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    mine = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     wanted = os.environ.get("OMP_NUM_THREADS", "")
-    return min(cores, int(wanted)) if wanted.isdigit() and int(wanted) > 0 else cores
+    return min(mine, int(wanted)) if wanted.isdigit() and int(wanted) > 0 else mine
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
@@ -188,13 +203,20 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     return torch.autocast(device.type, dtype=_DTYPES[precision])
 
 
-def seed_all(*numbers: int) -> None:
-    """Set torch's generators from numbers alone, so that dropout at a step does not depend on what ran before."""
+def seed_all(device: torch.device, *numbers: int) -> None:
+    """Set torch's generators from numbers alone, so that dropout at a step does not depend on what ran before.
+
+    Only the CPU's and the device's: torch.manual_seed also notes for every device that is not in use yet what was
+    asked of it, with a trace of the stack, which takes as long as a small network's step.
+    """
     mixed = 0x9E3779B97F4A7C15
     for number in numbers:
         mixed = ((mixed ^ number) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
         mixed ^= mixed >> 31
-    torch.manual_seed(mixed & 0x7FFFFFFFFFFFFFFF)
+    seed = mixed & 0x7FFFFFFFFFFFFFFF
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
 
 
 def list_versions() -> dict[str, str]:

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,15 +84,27 @@ def is_leftover(name: str) -> bool:
     return _TEMPORARY in name
 
 
-def clear_leftovers(folder: Path) -> None:
-    """Remove what processes that were killed while they wrote left in a folder. Nobody may be writing it."""
+def clear_leftovers(folder: Path, *, older_than: float = 0.0) -> None:
+    """Remove what processes that were killed while they wrote left in a folder.
+
+    Nobody may be writing what was last changed more than `older_than` seconds ago.
+    """
     for path in folder.iterdir() if folder.is_dir() else ():
-        if not is_leftover(path.name):
+        if not is_leftover(path.name) or time.time() - _last_change(path) < older_than:
             continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def _last_change(path: Path) -> float:
+    """Return when a file, or the latest of those below a folder, was changed; 0 if it has gone."""
+    times = [0.0]
+    for file in (path, *path.glob("**/*")):
+        with contextlib.suppress(FileNotFoundError):
+            times.append(file.stat().st_mtime)
+    return max(times)
 
 
 def find_folder(target: Path) -> Path:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +27,12 @@ from linnaeus.data.sources import Source
 from linnaeus.errors import ImageError
 from linnaeus.images import Preprocess
 from linnaeus.results import BadImage
-from linnaeus.storage import cache_folder, is_leftover, new_folder, storage_errors, write_file
+from linnaeus.storage import cache_folder, clear_leftovers, is_leftover, new_folder, storage_errors, write_file
 
 _FORMAT = 1
 _BLOCK = 64
+_HASHED = 16  # blocks of files whose hashes are in the making at once
+_ABANDONED = 24 * 3600.0  # seconds after which nobody can still be at work on half a pack
 _DIGEST = 16
 
 Progress = Callable[[int, int], None]
@@ -133,6 +136,9 @@ def _prepare_array(array: NDArray[np.uint8], preprocess: Preprocess) -> Prepared
     return _finish(PackedPixels(array=array), digests, {}, packed=True, from_cache=False)
 
 
+Image = tuple[NDArray[np.uint8], NDArray[np.uint8]]  # pixels and digest
+
+
 def _prepare_in_memory(source: Source, preprocess: Preprocess, tell: Progress) -> Prepared:
     shape = (len(source), *_shape(preprocess))
     array, digests, bad = np.zeros(shape, np.uint8), _no_digests(len(source)), {}
@@ -140,7 +146,7 @@ def _prepare_in_memory(source: Source, preprocess: Preprocess, tell: Progress) -
         if isinstance(image, BadImage):
             bad[i] = image
         else:
-            array[i], digests[i] = image, _digest(image)
+            array[i], digests[i] = image
     return _finish(PackedPixels(array=array), digests, bad, packed=True, from_cache=False)
 
 
@@ -173,24 +179,24 @@ def _write_pack(folder: Path, source: Source, preprocess: Preprocess, *, pack: b
     empty = np.zeros(_shape(preprocess), np.uint8)
     with storage_errors(folder.parent):
         folder.parent.mkdir(parents=True, exist_ok=True)
+        clear_leftovers(folder.parent, older_than=_ABANDONED)
     with new_folder(folder, replace=False) as part:
         with storage_errors(part), (part / "pixels.bin").open("wb") as stream:
             for i, image in _decode_all(source, preprocess, tell):
+                pixels = empty
                 if isinstance(image, BadImage):
                     bad[str(i)] = image.reason
                 else:
-                    digests[i] = _digest(image)
+                    pixels, digests[i] = image
                 if pack:
-                    stream.write((empty if isinstance(image, BadImage) else np.ascontiguousarray(image)).data)
+                    stream.write(np.ascontiguousarray(pixels).data)
         np.save(part / "digests.npy", digests, allow_pickle=False)
         write_file(part / "index.json", json.dumps({"bad": bad}))
 
 
-def _decode_all(
-    source: Source, preprocess: Preprocess, tell: Progress
-) -> Iterator[tuple[int, NDArray[np.uint8] | BadImage]]:
+def _decode_all(source: Source, preprocess: Preprocess, tell: Progress) -> Iterator[tuple[int, Image | BadImage]]:
     """Yield every image in order, prepared on all cores (Pillow decodes outside the interpreter's lock)."""
-    waiting: deque[tuple[range, Iterator[NDArray[np.uint8] | BadImage]]] = deque()
+    waiting: deque[tuple[range, Iterator[Image | BadImage]]] = deque()
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         for start in range(0, len(source) + _BLOCK, _BLOCK):
             block = range(start, min(start + _BLOCK, len(source)))
@@ -201,9 +207,10 @@ def _decode_all(
                 tell(ready.stop, len(source))
 
 
-def _try_prepare(source: Source, preprocess: Preprocess, index: int) -> NDArray[np.uint8] | BadImage:
+def _try_prepare(source: Source, preprocess: Preprocess, index: int) -> Image | BadImage:
     try:
-        return _prepare(source, preprocess, index)
+        pixels = _prepare(source, preprocess, index)
+        return pixels, _digest(pixels)
     except ImageError as error:
         return BadImage(path=source.where(index), reason=error.got)
 
@@ -228,9 +235,15 @@ def _key(source: Source, preprocess: Preprocess) -> str:
     total = hashlib.blake2b(digest_size=20)
     total.update(json.dumps([_FORMAT, _pixel_settings(preprocess)], sort_keys=True).encode())
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        for digest in pool.map(_hash_file, source.images, chunksize=16):
-            total.update(digest)
+        blocks = (source.images[start : start + _BLOCK] for start in range(0, len(source), _BLOCK))
+        while some := list(itertools.islice(blocks, _HASHED)):
+            for digests in pool.map(_hash_files, some):
+                total.update(digests)
     return total.hexdigest()
+
+
+def _hash_files(paths: Sequence[str]) -> bytes:
+    return b"".join(map(_hash_file, paths))
 
 
 def _hash_file(path: str) -> bytes:

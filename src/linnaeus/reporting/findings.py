@@ -200,8 +200,11 @@ def _identical(report: Mapping[str, Any]) -> list[Problem]:
     n = (report.get("data") or {}).get("identical_across_parts") or 0
     if not n:
         return []
-    verb = "lies" if n == 1 else "lie"
-    text = f"{count(n)} {verb} in more than one part, so the score flatters. Keep one copy of each, then train again."
+    verb = "has" if n == 1 else "have"
+    text = (
+        f"{count(n)} {verb} identical copies, or others of their group, in another part, so the score flatters. "
+        "Keep one copy of each, then train again."
+    )
     return [Problem(title="Identical pictures across parts", text=text, command=_train(report))]
 
 

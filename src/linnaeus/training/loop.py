@@ -20,7 +20,7 @@ from linnaeus.results import EpochResult
 from linnaeus.runtime import World, autocast, seed_all
 from linnaeus.training.checkpoint import Best, State, Tally, copy_weights
 from linnaeus.training.optim import Rule, Schedule, set_learning_rate
-from linnaeus.training.tasks import Normalizer, StepResult, Task
+from linnaeus.training.tasks import Normalizer, Task
 
 _BAD_STEPS_IN_A_ROW = 3
 _HALF_FROM, _FULL_FROM = 0.25, 0.65  # progress at which growing pictures reach the middle and the full side
@@ -119,9 +119,11 @@ class _Session:
     plan: Plan
     hooks: Hooks
     zero: float = field(init=False)
+    buffers: list[torch.Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "zero", time.perf_counter() - self.state.seconds)
+        object.__setattr__(self, "buffers", list(self.state.model.buffers()))  # a walk that takes too long for a step
 
     def count_seconds(self) -> None:
         """Bring the time spent training up to date, judging and saving included."""
@@ -162,27 +164,30 @@ def _train_step(session: _Session, batch: Batch) -> None:
     """One optimizer step, or none if the loss is not finite in any process."""
     state, plan = session.state, session.plan
     progress = session.progress(state.batch, plan.world.agree(state.seconds))
-    seed_all(plan.seed, state.epoch, state.batch, plan.world.rank)
+    seed_all(plan.device, plan.seed, state.epoch, state.batch, plan.world.rank)
     set_learning_rate(state.optimizer, plan.rule.lr * plan.schedule.at(progress))
     state.optimizer.zero_grad(set_to_none=True)
-    statistics = [buffer.clone() for buffer in state.model.buffers()]
+    statistics = [buffer.clone() for buffer in session.buffers]
     results = _backward(session, batch)
     state.step += 1
     if not results:
-        for buffer, before in zip(state.model.buffers(), statistics):
+        for buffer, before in zip(session.buffers, statistics):
             buffer.copy_(before)  # a batch that overflows has spoilt the batch statistics, too
         _skip_step(state, batch)
         return
     state.bad_steps = 0
     _follow_gradient(state, plan)
-    for part, result in results:
-        state.tally.loss += float(result.loss.detach()) * len(part.labels)
-        state.tally.correct += int((result.logits.detach().argmax(dim=1) == part.labels).sum())
+    for part, loss, logits in results:
+        state.tally.loss += loss * len(part.labels)
+        state.tally.correct += int((logits.argmax(dim=1) == part.labels).sum())
         state.tally.seen += len(part.labels)
 
 
-def _backward(session: _Session, batch: Batch) -> list[tuple[Batch, StepResult]]:
-    """Add up the gradient over the parts of a batch. Returns nothing if any process met a non-finite loss."""
+def _backward(session: _Session, batch: Batch) -> list[tuple[Batch, float, torch.Tensor]]:
+    """Add up the gradient over the parts of a batch. Returns each with its loss and logits.
+
+    Returns nothing if any process met a non-finite loss.
+    """
     state, plan, network = session.state, session.plan, session.network
     results = []
     parts = _cut(batch, plan.accumulate, plan.world.size)
@@ -192,12 +197,13 @@ def _backward(session: _Session, batch: Batch) -> list[tuple[Batch, StepResult]]
         with waits:
             with autocast(plan.device, plan.precision):
                 result = session.task.step(network, part)
-            if plan.world.any(not bool(torch.isfinite(result.loss))):
+            value = result.loss.item()
+            if plan.world.any(not math.isfinite(value)):
                 return []
             # Processes average their gradients; shares of the whole batch make that the mean over all its images.
             loss = result.loss * (part.share * plan.world.size)
             (state.scaler.scale(loss) if state.scaler is not None else loss).backward()
-        results.append((part, result))
+        results.append((part, value, result.logits.detach()))
     return results
 
 

@@ -33,17 +33,15 @@ class Rule:
 def make_optimizer(model: nn.Module, rule: Rule, *, head: nn.Module | None = None) -> torch.optim.Optimizer:
     """Return an optimizer over a model's trainable parameters, decayed and not, head and body apart."""
     in_head = {id(parameter) for parameter in head.parameters()} if head is not None else set()
-    grouped: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    grouped: dict[tuple[float, float], list[nn.Parameter]] = {}  # as few as there are: each takes time at every step
     for parameter in model.parameters():
         if parameter.requires_grad:
-            grouped.setdefault((id(parameter) in in_head, parameter.ndim > 1), []).append(parameter)
+            factor = rule.head_factor if id(parameter) in in_head else 1.0
+            decay = rule.weight_decay if parameter.ndim > 1 else 0.0
+            grouped.setdefault((factor, decay), []).append(parameter)
     groups = [
-        {
-            "params": parameters,
-            "weight_decay": rule.weight_decay if decays else 0.0,
-            "factor": rule.head_factor if of_head else 1.0,
-        }
-        for (of_head, decays), parameters in grouped.items()
+        {"params": parameters, "factor": factor, "weight_decay": decay}
+        for (factor, decay), parameters in grouped.items()
     ]
     if rule.optimizer == "sgd":
         nesterov = rule.momentum > 0

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -18,11 +17,10 @@ _CACHED = 2**16  # floats that a core keeps at hand
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """What a step computed: the loss to follow (mean over the batch), the logits float (n, K), and numbers to log."""
+    """What a step computed: the loss to follow (mean over the batch) and the logits float (n, K)."""
 
     loss: torch.Tensor
     logits: torch.Tensor
-    logs: Mapping[str, float] = field(default_factory=dict)
 
 
 class Task(Protocol):
@@ -39,7 +37,8 @@ class Normalizer(nn.Module):
     def __init__(self, preprocess: Preprocess, device: torch.device) -> None:
         super().__init__()
         mean, std = torch.tensor(preprocess.mean, device=device), torch.tensor(preprocess.std, device=device)
-        self.scale, self.offset = 1 / (255 * std), mean / std
+        self.scale, self.offset = 1 / (255 * std), -mean / std
+        self._rows: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return float32 (N, C, H, W) = (pixels / 255 - mean) / std, channels last."""
@@ -48,7 +47,9 @@ class Normalizer(nn.Module):
         # together four times as fast as broadcasting over three channels.
         rows = pixels.permute(0, 2, 3, 1).reshape(n * height, width * channels)
         images = torch.empty(rows.shape, device=rows.device)
-        scale, offset = self.scale.repeat(width), -self.offset.repeat(width)
+        if width not in self._rows:
+            self._rows[width] = self.scale.repeat(width), self.offset.repeat(width)
+        scale, offset = self._rows[width]
         step = max(1, _CACHED // rows.shape[1]) if rows.device.type == "cpu" else max(1, len(rows))
         for start in range(0, len(rows), step):
             block = images[start : start + step]

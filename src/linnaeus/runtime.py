@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import math
 import os
 import platform
@@ -97,6 +98,7 @@ def join_world() -> Iterator[World]:
         fix = "Look at what that process said."
         raise RunError("all processes of the run to go on", got="one that ended before its time", fix=fix) from error
     finally:
+        gc.collect()  # DistributedDataParallel lies in cycles; freed at the end of the process, it may abort it
         dist.destroy_process_group()
 
 

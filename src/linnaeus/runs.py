@@ -42,6 +42,7 @@ from linnaeus.runtime import (
     keep_memory,
     list_versions,
     seed_all,
+    speeds_up,
 )
 
 _LARGE = 64  # pixels a side, above which a trial takes two pictures
@@ -173,7 +174,6 @@ def _prepare(run: Run) -> Ground:
     """
     device = choose_device(run.settings.device)
     run.chooser.choose("device", device.type, "the fastest that is here")
-    run.chooser.choose("precision", choose_precision(device), "what this device computes fastest")
     source = _open(run)
     look = survey(source)
     entry = find_model(choose_model(run.chooser, look, len(source)))
@@ -270,6 +270,7 @@ def _build_learner(run: Run, ground: Ground) -> Learner:
     if entry.looks:
         _show_pictures(ground.model, dataset)
     model = ground.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    _set_precision(run, model, dataset, device)
     _set_threads(run, model, dataset, device)
     assert not run.settings.unresolved(), run.settings.unresolved()
     return Learner(
@@ -293,6 +294,19 @@ def _show_pictures(model: Classifier, dataset: Dataset) -> None:
     model.look_at(torch.from_numpy(dataset.preprocess.normalize(np.ascontiguousarray(pixels))))
 
 
+def _set_precision(run: Run, model: Classifier, dataset: Dataset, device: torch.device) -> None:
+    """Use the fastest precision that does the network no harm."""
+    if run.settings.precision != AUTO:
+        return
+    precision, why = choose_precision(device), "what this device computes fastest"
+    if device.type == "cpu" and precision != "fp32":
+        if run.settings.pretrained and list(model.foldable()):
+            precision, why = "fp32", "the filters that norms are folded into need all digits"
+        elif not speeds_up(precision, copy.deepcopy(model).train(), _blank(run.settings, dataset)):
+            precision, why = "fp32", "faster in a short trial"
+    run.chooser.choose("precision", precision, why)
+
+
 def _set_threads(run: Run, model: Classifier, dataset: Dataset, device: torch.device) -> None:
     """Use the threads that the user fixed or that a short trial finds to be faster."""
     if run.settings.threads == AUTO:
@@ -305,11 +319,15 @@ def _set_threads(run: Run, model: Classifier, dataset: Dataset, device: torch.de
 
 def _trial(run: Run, model: Classifier, dataset: Dataset) -> int:
     """Try a copy of the network on a few blank pictures, in the arithmetic of the run."""
-    side = run.settings.train_size
-    few = 2 if side > _LARGE else 128
-    images = torch.zeros(few, dataset.preprocess.channels, side, side).contiguous(memory_format=torch.channels_last)
     with autocast(torch.device("cpu"), run.settings.precision):
-        return choose_threads(copy.deepcopy(model).train(), images)
+        return choose_threads(copy.deepcopy(model).train(), _blank(run.settings, dataset))
+
+
+def _blank(settings: Settings, dataset: Dataset) -> torch.Tensor:
+    """Return a few blank pictures of the size in training, float (N, C, H, W)."""
+    side = settings.train_size
+    few = 2 if side > _LARGE else 128
+    return torch.zeros(few, dataset.preprocess.channels, side, side).contiguous(memory_format=torch.channels_last)
 
 
 def _write_start(run: Run, folder: RunFolder, dataset: Dataset) -> None:

@@ -211,7 +211,7 @@ def test_evaluate_on_other_data_uses_all(call: Call, run_folder: Path, tmp_path:
 def test_evaluate_on_other_data_with_parts(call: Call, run_folder: Path, tmp_path: Path, parts: tuple[str]) -> None:
     """Data with parts of their own are judged by these, however few pictures the other parts have."""
     for number, part in enumerate(parts):
-        save_colours(tmp_path / "other" / part, 1 + number, seed=number)
+        save_colours(tmp_path / "other" / part, 1 + number, seed=90 + number)
     done = call("evaluate", run_folder, tmp_path / "other", "--json")
     whole = sum(3 * (1 + number) for number in range(len(parts)))
     expected = ("test", 3 * len(parts)) if "test" in parts else ("all", whole)

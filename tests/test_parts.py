@@ -72,14 +72,39 @@ def test_a_run_is_not_resumed_on_other_labels(run: Path, data: Path) -> None:
     assert json.loads((run / "run.json").read_text())["finished"] is False
 
 
+@pytest.mark.parametrize(("split", "seen"), [("train", 24), ("val", 6), ("test", 0)])
 def test_judging_a_part_that_was_learned_from_is_said(
-    run: Path, data: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, data: Path, capsys: pytest.CaptureFixture[str], split: str, seen: int
 ) -> None:
-    """The bundle knows which parts it was held away from: judging another one warns, judging one of them does not."""
-    linnaeus.evaluate(run, data, split="val", display=Terminal())
-    assert "flatters" not in capsys.readouterr().err
-    linnaeus.evaluate(run, data, split="train", display=Terminal())
-    assert "the bundle learned from these images" in capsys.readouterr().err
+    """Judging the training or the validation part of the run warns, judging its test part does not."""
+    linnaeus.evaluate(run, data, split=split, display=Terminal())
+    told = capsys.readouterr().err
+    assert ("the score flatters" in told) == (seen > 0)
+    assert not seen or f"{seen} of these images" in told
+
+
+def test_a_test_part_that_was_cut_from_train_is_found_again(data: Path, tmp_path: Path) -> None:
+    """Of data with train and val alone, `evaluate` judges the test images that the run cut from train."""
+    divided = tmp_path / "divided"
+    for folder in data.iterdir():
+        for i, file in enumerate(sorted(folder.iterdir())):
+            place = divided / ("val" if i < 4 else "train") / folder.name
+            place.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, place / file.name)
+    run = linnaeus.train(divided, out=tmp_path / "run", **QUICK)
+    judgement = linnaeus.evaluate(run.bundle, divided)
+    assert judgement.part == "test"
+    assert judgement.scores.to_dict() == run.scores["test"].to_dict()
+
+
+def test_a_test_folder_of_images_that_were_learned_from_is_told(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Images that the run learned from do not become test images by lying in a folder of that name, unremarked."""
+    for part in ("train", "test"):
+        shutil.copytree(data, tmp_path / "mine" / part)
+    linnaeus.evaluate(run, tmp_path / "mine", split="test", display=Terminal())
+    assert "30 of these images were learned from" in capsys.readouterr().err
 
 
 def test_unreadable_images_are_named_and_the_rest_judged(

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,12 +104,15 @@ def _manifest(contents: Mapping[str, bytes]) -> str:
 
 def find_bundle(path: str | Path) -> Path:
     """Return the bundle's folder for a path to it or to its run folder. Raises BundleError."""
-    given = Path(path)
-    inside = find_folder(given / "bundle")
-    folder = inside if inside.is_dir() else find_folder(given)
-    if (folder / MANIFEST).is_file():
-        return folder
-    got = f"{str(path)!r}, which does not exist" if not folder.exists() else f"{str(path)!r}, which holds no {MANIFEST}"
+    given = Path(os.path.abspath(path))
+    try:
+        inside = find_folder(given / "bundle")
+        folder = inside if inside.is_dir() else find_folder(given)
+        if (folder / MANIFEST).is_file():
+            return folder
+        got = f"{str(path)!r}, which " + (f"holds no {MANIFEST}" if folder.exists() else "does not exist")
+    except OSError as error:  # a name too long, a folder that may not be entered
+        got = f"{str(path)!r}: {error.strerror}"
     raise BundleError("a bundle or a run folder", got=got, fix="Name the folder that `linnaeus train` wrote.")
 
 
@@ -136,7 +140,10 @@ def _check_hashes(folder: Path) -> None:
 
 def _read_manifest(folder: Path) -> dict[str, str]:
     listed = {}
-    text = (folder / MANIFEST).read_bytes().decode("utf-8", "replace")
+    try:
+        text = (folder / MANIFEST).read_bytes().decode("utf-8", "replace")
+    except OSError as error:
+        raise BundleError(f"{folder / MANIFEST} that can be read", got=str(error), fix=_REBUILD) from None
     for line in text.removesuffix("\n").split("\n"):
         digest, gap, name = line.partition("  ")
         if not gap or len(digest) != 64 or Path(name).name != name or not text.endswith("\n"):

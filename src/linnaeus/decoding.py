@@ -67,7 +67,7 @@ _MAGIC: Mapping[str, tuple[bytes, ...]] = {
     "TIFF": tuple(TIFF_PREFIXES),
 }
 _ORIENTATION = 0x0112
-_MACHINE_FAULTS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO)  # none of them the picture's
+_MACHINE_FAULTS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # none of them the picture's
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

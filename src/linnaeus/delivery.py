@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -76,13 +75,9 @@ def deliver(product: Product, folder: Path, *, display: Display, at_most: int = 
     model = product.model.to("cpu").eval()
     files = _files(model, product)
     bundle = _bundle(product, folder)
+    predictor = Predictor(bundle, threads=product.settings.threads, network=files["model.onnx"])
+    agreement = _check(model, predictor, product.dataset)
     write_bundle(bundle, files)  # whoever stops us while we judge has a bundle, though without scores
-    predictor = Predictor(bundle, threads=product.settings.threads)
-    try:
-        agreement = _check(model, predictor, product.dataset)
-    except TrainingError:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
     judgements = _judge(predictor, product, display, at_most)
     facts = {
         "scores": {part: judgement.scores.to_dict() for part, judgement in judgements.items()},
@@ -136,7 +131,6 @@ def _bundle(product: Product, folder: Path) -> Bundle:
         "data": product.dataset.source.name,
         "base_weights": product.entry.weights if product.pretrained else "",
         "licence": product.entry.licence if product.pretrained else "",
-        "held_out": list(product.held_out),
         "versions": list_versions(),
     }
     return Bundle(

@@ -75,17 +75,21 @@ def evaluate(
     settings = Settings.of({k: v for k, v in predictor.bundle.recipe.items() if k in _NEEDED})
     told = display or Silent()
     source = match_classes(open_source(data, columns=columns_of(settings)), predictor.classes)
-    dataset = _prepare(source, predictor.bundle, settings, told)
+    dataset, recalled = _prepare(source, predictor.bundle, settings, told)
     part = split if split != "auto" else "test" if len(dataset.indices("test")) else "all"
-    _tell_seen(dataset, part, predictor.bundle, told)
-    return judge_images(predictor, dataset, dataset.indices(part), part=part, display=told)
+    indices = dataset.indices(part)
+    _tell_seen(recalled[indices], told)
+    if part != "all" and (new := int((dataset.split[dataset.prepared.good] == -1).sum())):
+        told.say(f"  note: {new:,} images that the bundle has not seen are in no part; --split all judges them too")
+    return judge_images(predictor, dataset, indices, part=part, display=told)
 
 
 _NEEDED = ("val_fraction", "test_fraction", "seed", "cache_limit", "path_column", "label_column", "split_column",
            "group_column")  # fmt: skip
 
 
-def _prepare(source: Source, bundle: Bundle, settings: Settings, display: Display) -> Dataset:
+def _prepare(source: Source, bundle: Bundle, settings: Settings, display: Display) -> tuple[Dataset, NDArray[np.int8]]:
+    """Return the data, and in which part the bundle's run had each image."""
     told = settings.replace({"max_bad": 1.0})  # what cannot be read is named, and the rest judged
     with display.progress("reading images") as advance:
         dataset = build_dataset(source, bundle.preprocess, told, divide=False, progress=advance)
@@ -94,16 +98,10 @@ def _prepare(source: Source, bundle: Bundle, settings: Settings, display: Displa
     return dataset.recall_parts(bundle.read_parts())
 
 
-def _tell_seen(dataset: Dataset, part: str, bundle: Bundle, display: Display) -> None:
-    """Say it when images that the bundle learned from are judged, or when some are left out."""
-    if part not in ("all", *bundle.facts.get("held_out", SPLITS)) and len(bundle.read_parts()):
-        display.say("  warning: the bundle learned from these images; the score flatters")
-    if part == "all":
-        seen = len(dataset.indices("train")) + len(dataset.indices("val"))
-        if seen and not dataset.own_parts:
-            display.say(f"  warning: {seen:,} of these images were learned from or chosen by; the score flatters")
-    elif new := int((dataset.split[dataset.prepared.good] == -1).sum()):
-        display.say(f"  note: {new:,} images that the bundle has not seen are in no part; --split all judges them too")
+def _tell_seen(recalled: NDArray[np.int8], display: Display) -> None:
+    """Say it when images that the bundle's run had in another part than test are judged."""
+    if seen := int(((recalled >= 0) & (recalled != SPLITS.index("test"))).sum()):
+        display.say(f"  warning: {seen:,} of these images were learned from or chosen by; the score flatters")
 
 
 def columns_of(settings: Settings) -> Columns:

@@ -22,7 +22,7 @@ from linnaeus.models.registry import Blueprint, Classifier, Entry
 from linnaeus.results import EpochResult
 from linnaeus.runfolder import RunFolder
 from linnaeus.runtime import Interrupts, World, autocast
-from linnaeus.training.checkpoint import Best, State, copy_weights, load_state, save_state
+from linnaeus.training.checkpoint import Best, State, Tally, copy_weights, load_state, save_state
 from linnaeus.training.loop import Hooks, Plan, fit, judge
 from linnaeus.training.optim import Rule, Schedule, make_optimizer
 from linnaeus.training.probe import Extract, Features, Head, extract_features, fit_head, fit_logistic, open_extractor
@@ -39,6 +39,7 @@ _TUNING_EPOCHS = 1.5  # fewer were seen to do worse than the fitted head
 _FIT_PASSES, _FIT_RATE = 80, 4e10  # over the features in one fit; operations a second
 _FEWEST_JUDGED = 100
 _JUDGING_SHARE = 0.25  # of a budget that judging may take, before it is done on a sample
+_LEAST_SHARE = 0.03  # of a budget that is spent on judging even when it has run out
 
 
 @dataclass(kw_only=True)
@@ -90,7 +91,7 @@ class Learner:
         """Return how many images of each part there is time to judge, 0 for all of them."""
         if not self.settings.budget or not self.speed:
             return 0
-        seconds = max(self._unspent() - _FINISH_SECONDS, _JUDGING_SHARE / 2 * self.settings.budget)
+        seconds = max(self._unspent() - _FINISH_SECONDS, _LEAST_SHARE * self.settings.budget)
         most = max(_FEWEST_JUDGED, int(seconds * self.speed / max(1, len(self.held_out))))
         largest = max((len(self.dataset.indices(part)) for part in self.held_out), default=0)
         if largest <= most:
@@ -145,6 +146,8 @@ def learn(learner: Learner) -> None:
     state = _new_state(learner, plan)
     if path is not None and resumed:
         load_state(state, path)
+        if not learner.world.leads:
+            state.tally = Tally(skipped=state.tally.skipped)  # the first process has the sums of all
         if learner.world.leads and learner.folder is not None:
             learner.folder.write_epochs(state.history)
     elif learner.best is not None and learner.world.leads and path is not None:
@@ -230,12 +233,12 @@ def _new_state(learner: Learner, plan: Plan) -> State:
 def _measure_speed(learner: Learner) -> float:
     """Return how many images a second the network judges, from one batch."""
     indices = learner.dataset.indices("train")[:128]
-    pixels = torch.from_numpy(learner.dataset.prepared.pixels.take(indices).copy()).permute(0, 3, 1, 2)
-    images = learner.normalize(pixels.to(learner.device))
-    learner.model.eval()(images[:8])
+    blank = torch.zeros(8, learner.blueprint.channels, learner.blueprint.size, learner.blueprint.size)
+    learner.model.eval()(blank.to(learner.device))
     start = time.perf_counter()
-    learner.model(images)
-    return len(images) / (time.perf_counter() - start)
+    pixels = torch.from_numpy(learner.dataset.prepared.pixels.take(indices).copy()).permute(0, 3, 1, 2)
+    learner.model(learner.normalize(pixels.to(learner.device))).cpu()
+    return len(indices) / (time.perf_counter() - start)
 
 
 def _run_loop(learner: Learner, state: State, plan: Plan) -> str:
@@ -252,7 +255,7 @@ def _run_loop(learner: Learner, state: State, plan: Plan) -> str:
 
 
 def _make_hooks(learner: Learner, plan: Plan, tracker: Tracker | None) -> Hooks:
-    most = int(max(_FEWEST_JUDGED, _JUDGING_SHARE * learner.settings.budget * learner.speed))
+    most = int(max(_FEWEST_JUDGED, _JUDGING_SHARE / 2 * learner.settings.budget * learner.speed))
     val = learner.loader(
         "val",
         batch_size=max(16, _JUDGE_PIXELS // learner.blueprint.size**2),
@@ -386,7 +389,8 @@ def _set_head(learner: Learner, weight: torch.Tensor, bias: torch.Tensor) -> Non
 
 
 def _remember_probe(learner: Learner, head: Head, seconds: float) -> None:
-    learner.best = Best(weights=copy_weights(learner.model), accuracy=head.accuracy, loss=head.loss)
+    accuracy, loss = learner.world.agree(head.accuracy), learner.world.agree(head.loss)
+    learner.best = Best(weights=copy_weights(learner.model), accuracy=accuracy, loss=loss)
     result = EpochResult(
         stage="head",
         epoch=0,
@@ -395,8 +399,8 @@ def _remember_probe(learner: Learner, head: Head, seconds: float) -> None:
         learning_rate=0.0,
         train_loss=math.nan,
         train_accuracy=math.nan,
-        val_loss=head.loss,
-        val_accuracy=head.accuracy,
+        val_loss=loss,
+        val_accuracy=accuracy,
         images_per_second=learner.speed,
         best=True,
     )

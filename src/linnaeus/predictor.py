@@ -30,13 +30,14 @@ class Predictor:
     Args:
         bundle: a Bundle, or the path of a bundle or of a run folder.
         threads: CPU threads for the network; 0 leaves the choice to ONNX Runtime.
+        network: the ONNX file's bytes, of a bundle that is not written yet.
 
     The answer for an image does not depend on which other images are in its batch.
     """
 
-    def __init__(self, bundle: Bundle | str | Path, *, threads: int = 0) -> None:
+    def __init__(self, bundle: Bundle | str | Path, *, threads: int = 0, network: bytes | None = None) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
-        self._session = _open_session(self.bundle, threads)
+        self._session = _open_session(self.bundle, threads, network)
         self._input = self._session.get_inputs()[0].name
 
     @property
@@ -133,14 +134,14 @@ def _pictures_below(folder: str) -> Iterator[str]:
                 yield os.path.join(place, name)
 
 
-def _open_session(bundle: Bundle, threads: int) -> onnxruntime.InferenceSession:
+def _open_session(bundle: Bundle, threads: int, network: bytes | None) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = _FATAL
     # A network may name files with its weights, anywhere on the disk. They are looked for below a file: there are none.
     options.add_session_config_entry(_WEIGHTS_FOLDER, str(bundle.onnx_file))
     try:
-        data = bundle.onnx_file.read_bytes()
+        data = network if network is not None else bundle.onnx_file.read_bytes()
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises many unrelated types for a model that it cannot run
         raise _cannot_run(bundle, error) from None

@@ -113,7 +113,9 @@ def create_run(out: str | Path | None, name: str) -> RunFolder:
 def open_run(path: str | Path) -> RunFolder:
     """Open a run's folder to go on with it. Raises RunError if it is none or another process writes it."""
     folder = Path(path)
-    if not (folder / "config.toml").is_file():
+    with storage_errors(folder):
+        is_run = (folder / "config.toml").is_file()
+    if not is_run:
         raise _not_a_run(folder)
     opened = _lock(folder)
     if not opened.checkpoint.is_file():  # the run begins anew, and tells its epochs anew
@@ -150,10 +152,12 @@ def _is_bare(folder: Path) -> bool:
 
 def _make_next(name: str) -> Path:
     """Make the first folder of runs/NAME-1, runs/NAME-2, ... that nobody has made before us."""
+    with storage_errors(Path("runs")):
+        Path("runs").mkdir(exist_ok=True)
     for number in itertools.count(1):
         path = Path("runs") / f"{name}-{number}"
         with storage_errors(path), contextlib.suppress(FileExistsError):
-            path.mkdir(parents=True)
+            path.mkdir()
             break
     return path
 

@@ -44,6 +44,7 @@ from linnaeus.runtime import (
     seed_all,
     speeds_up,
 )
+from linnaeus.training.loop import side_at
 
 _LARGE = 64  # pixels a side, above which a trial takes two pictures
 _SHOWN = 512  # pictures that a network may look at before it learns
@@ -270,6 +271,7 @@ def _build_learner(run: Run, ground: Ground) -> Learner:
     if entry.looks:
         _show_pictures(ground.model, dataset)
     model = ground.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    _try_out(run.settings, model, ground)
     _set_precision(run, model, dataset, device)
     _set_threads(run, model, dataset, device)
     assert not run.settings.unresolved(), run.settings.unresolved()
@@ -287,10 +289,24 @@ def _check_sizes(settings: Settings, entry: Entry) -> None:
         raise SettingError(expected, got=got, fix="Leave train_size and grow out, or choose another model.")
 
 
+def _try_out(settings: Settings, model: Classifier, ground: Ground) -> None:
+    """Train a copy on the smallest batch of the smallest pictures that the run will have. Raises SettingError."""
+    side = side_at(0.0, settings.train_size, settings.grow)
+    few = max(1, min(2, min(settings.batch_size, len(ground.dataset.indices("train"))) // settings.accumulate))
+    images = torch.zeros(few, ground.blueprint.channels, side, side, device=ground.device)
+    try:
+        copy.deepcopy(model).train()(images)
+    except (RuntimeError, ValueError) as error:
+        raise SettingError(
+            f"pictures and batches that are large enough for {ground.entry.name}",
+            got=f"{few} of {side} pixels at a time ({str(error).splitlines()[0][:120]})",
+            fix="Set a larger train_size or batch_size, grow=1, accumulate=1, or choose another model.",
+        ) from None
+
+
 def _show_pictures(model: Classifier, dataset: Dataset) -> None:
     """Let a network take what it needs from some training pictures."""
-    indices = dataset.indices("train")
-    pixels = dataset.prepared.pixels.take(indices[:: max(1, len(indices) // _SHOWN)])
+    pixels = dataset.prepared.pixels.take(dataset.indices("train", at_most=_SHOWN))
     model.look_at(torch.from_numpy(dataset.preprocess.normalize(np.ascontiguousarray(pixels))))
 
 

@@ -28,7 +28,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _LARGEST_MMAP_THRESHOLD = 32 * 2**20  # glibc refuses more
 _TRIAL_SECONDS = 0.25
 _PATIENCE = timedelta(days=1)
-_PEER_LOST = re.compile(r"(?i)connection (closed|reset)|socket")  # in what gloo and NCCL raise
+_PEER_LOST = re.compile(r"(?i)connection (closed|reset|refused)|broken pipe|timed? ?out")  # in what gloo and NCCL raise
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -110,7 +110,9 @@ def choose_device(name: str) -> torch.device:
     if not there[name]:
         raise SettingError(f"a machine with {name}", got="one without it", fix="Use device=cpu or device=auto.")
     if name == "cuda":
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+        return device
     return torch.device(name)
 
 

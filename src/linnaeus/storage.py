@@ -56,6 +56,7 @@ def new_folder(target: Path, *, replace: bool = True) -> Iterator[Path]:
     under the name that `find_folder` knows. With `replace` off, the one that was there stays, also one that another
     process put there a moment ago.
     """
+    target = Path(os.path.abspath(target))  # "." has no name to put something beside
     temporary = target.with_name(f"{target.name}{_TEMPORARY}{uuid.uuid4().hex[:8]}")
     previous = target.with_name(target.name + _PREVIOUS)
     with storage_errors(target):
@@ -109,7 +110,7 @@ def _last_change(path: Path) -> float:
 
 def find_folder(target: Path) -> Path:
     """Return the folder that `new_folder` wrote, or its last good version if a crash fell between two renames."""
-    previous = target.with_name(target.name + _PREVIOUS)
+    previous = target.parent / (target.name + _PREVIOUS)
     return previous if not target.exists() and previous.exists() else target
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import PIL
 from numpy.typing import NDArray
 
 from linnaeus.data.sources import Source
@@ -233,7 +234,7 @@ def _finish(
 def _key(source: Source, preprocess: Preprocess) -> str:
     """Return a name made of the content of all files, in order, and of the preprocessing."""
     total = hashlib.blake2b(digest_size=20)
-    total.update(json.dumps([_FORMAT, _pixel_settings(preprocess)], sort_keys=True).encode())
+    total.update(json.dumps([_FORMAT, PIL.__version__, _pixel_settings(preprocess)], sort_keys=True).encode())
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         blocks = (source.images[start : start + _BLOCK] for start in range(0, len(source), _BLOCK))
         while some := list(itertools.islice(blocks, _HASHED)):

@@ -158,11 +158,13 @@ def _label_values(labels: Sequence[Any] | NDArray[Any]) -> NDArray[Any]:
     if array.ndim != 1:
         fix = "Pass labels.argmax(axis=1) if they are one-hot."
         raise DataError("labels of shape (N,)", got=f"shape {array.shape}", fix=fix)
+    if array.dtype.kind == "S":  # as HDF5 keeps texts
+        array = np.char.decode(array, "utf-8", "backslashreplace")
     if array.dtype.kind == "f" and np.isfinite(array).all() and (array == np.rint(array)).all():
         array = array.astype(np.int64)
     if array.dtype.kind in "iu":
         return array
-    if array.dtype.kind not in "USOb" or any(_is_missing(value) for value in array.tolist()):
+    if array.dtype.kind not in "UOb" or any(_is_missing(value) for value in array.tolist()):
         missing = [i for i, value in enumerate(array.tolist()) if _is_missing(value)]
         got = f"none for {len(missing)}: {some(f'image {i}' for i in missing)}" if missing else str(array.dtype)
         raise DataError("a label, text or a whole number, for each picture", got=got, fix="Fill or drop them.")

@@ -62,20 +62,21 @@ class Dataset:
         good = self.prepared.good
         return np.column_stack([self.prepared.digests[good], self.split[good].astype(np.uint8)])
 
-    def recall_parts(self, table: NDArray[np.uint8]) -> Dataset:
+    def recall_parts(self, table: NDArray[np.uint8]) -> tuple[Dataset, NDArray[np.int8]]:
         """Return the same data with each image in the part that a table, made by `parts_table`, has it in.
 
         Images are known by their content, so it matters not where they lie now or how they are named. One that the
         table does not have stays in its own part, or in none. What the user put into a part stays there, but for the
-        validation images that were cut from the training part.
+        images that were cut from the training part to be validated or tested with.
+
+        The second value, int8 (N,), is the part that the table has each image in, -1 if it does not have it.
         """
         known = {row[:-1].tobytes(): int(row[-1]) for row in table}
-        parts = self.split.copy()
+        recalled = np.full(len(self.split), -1, np.int8)
         for i in self.prepared.good:
-            part = known.get(self.prepared.digests[i].tobytes(), -1)
-            if parts[i] == -1 or (parts[i], part) == (SPLITS.index("train"), SPLITS.index("val")):
-                parts[i] = part
-        return replace(self, split=parts)
+            recalled[i] = known.get(self.prepared.digests[i].tobytes(), -1)
+        open_ = (recalled >= 0) & np.isin(self.split, (-1, SPLITS.index("train")))
+        return replace(self, split=np.where(open_, recalled, self.split)), recalled
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Return how many images each part has of each class, by name."""

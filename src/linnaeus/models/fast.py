@@ -17,6 +17,7 @@ from torch import nn
 from linnaeus.models.registry import Classifier, Entry, register
 
 _PATCH = 4
+_PATCHES = 400_000  # that are looked at
 
 
 class Stage(nn.Module):
@@ -71,8 +72,10 @@ class Fastnet(Classifier):
 @torch.no_grad()
 def whiten(stem: nn.Conv2d, images: torch.Tensor, *, epsilon: float = 5e-4) -> None:
     """Make a convolution map patches to uncorrelated components of unit variance, each with either sign."""
-    patches = F.unfold(images, _PATCH, stride=2).transpose(1, 2).flatten(0, 1).double()
-    patches = patches[:: max(1, len(patches) // 100_000)]
+    in_each = (images.shape[2] // 2 - 1) * (images.shape[3] // 2 - 1)
+    few = images[: max(1, _PATCHES // in_each)]  # large pictures have patches enough in fewer
+    patches = F.unfold(few, _PATCH, stride=2).transpose(1, 2).flatten(0, 1)
+    patches = patches[:: max(1, len(patches) // 100_000)].double()
     values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
     values, vectors = values.flip(0), vectors.flip(1)
     filters = (vectors / torch.sqrt(values + epsilon)).T.reshape(-1, *stem.weight.shape[1:]).float()

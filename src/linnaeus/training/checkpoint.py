@@ -159,5 +159,6 @@ def _fill_optimizer(optimizer: torch.optim.Optimizer, tensors: Weights) -> None:
         index, _, key = name.partition("/")
         parameter = parameters[int(index)]
         # The memory layout of the weight is kept too: another one may round differently in vectorised kernels.
-        kept = torch.empty_like(parameter) if value.shape == parameter.shape else torch.empty_like(value)
+        like = parameter if value.shape == parameter.shape else value
+        kept = torch.empty_like(like, device=parameter.device)
         optimizer.state[parameter][key] = kept.detach().copy_(value)

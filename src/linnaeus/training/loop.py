@@ -57,12 +57,13 @@ class Plan:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     world: World = field(default_factory=World)
 
-    def side(self, progress: float) -> int:
-        """Return the side of the pictures at a progress in [0, 1], a multiple of 8 below the full one."""
-        if progress >= _FULL_FROM or self.grow == 1.0:
-            return self.size
-        share = self.grow if progress < _HALF_FROM else (1 + self.grow) / 2
-        return min(self.size, max(8, 8 * round(self.size * share / 8)))
+
+def side_at(progress: float, size: int, grow: float) -> int:
+    """Return the side of growing pictures at a progress in [0, 1], a multiple of 8 below the full one."""
+    if progress >= _FULL_FROM or grow == 1.0:
+        return size
+    share = grow if progress < _HALF_FROM else (1 + grow) / 2
+    return min(size, max(8, 8 * round(size * share / 8)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,13 +100,24 @@ def fit(state: State, task: Task, loader: Loader, plan: Plan, hooks: Hooks) -> s
         ended = _train_epoch(session)
         result = _close_epoch(session, time.perf_counter() - start)
         if ended != "interrupted":  # the checkpoint of an interruption was taken before the epoch was cut short
-            hooks.save(state)
+            _save(session)
         stop = plan.world.any(hooks.on_epoch(result))
         if ended or stop:
             return ended or "stopped"
         if state.seconds >= plan.time_limit:
             return "time"
     return "done"
+
+
+def _save(session: _Session) -> None:
+    """Write a checkpoint that holds the sums of all processes."""
+    state, world = session.state, session.plan.world
+    if world.size > 1:
+        tally = state.tally
+        loss, correct, seen = world.sum([tally.loss, tally.correct, tally.seen])
+        whole = Tally(loss=loss, correct=correct, seen=seen, skipped=tally.skipped)
+        state.tally = whole if world.leads else Tally(skipped=tally.skipped)
+    session.hooks.save(state)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,8 +138,8 @@ class _Session:
         object.__setattr__(self, "buffers", list(self.state.model.buffers()))  # a walk that takes too long for a step
 
     def count_seconds(self) -> None:
-        """Bring the time spent training up to date, judging and saving included."""
-        self.state.seconds = time.perf_counter() - self.zero
+        """Bring the time spent training up to date, judging and saving included, by the first process's clock."""
+        self.state.seconds = self.plan.world.agree(time.perf_counter() - self.zero)
 
     def progress(self, batch: int, seconds: float) -> float:
         """Return the share of the run that is done, by steps or by time, whichever is further."""
@@ -136,34 +148,34 @@ class _Session:
 
     def side(self, batch: int) -> int:
         """Return the side of the pictures of a batch of the running epoch."""
-        return self.plan.side(self.progress(batch, self.state.seconds))
+        return side_at(self.progress(batch, self.state.seconds), self.plan.size, self.plan.grow)
 
 
 def _train_epoch(session: _Session) -> str:
     """Train on the rest of the running epoch. Returns "" or why it was cut short."""
     state, plan, hooks, loader = session.state, session.plan, session.hooks, session.loader
     _set_mode(session.network, plan)
-    saved = time.perf_counter()
+    saved = state.seconds
     with contextlib.closing(loader.batches(state.epoch, start=state.batch, side=session.side)) as batches:
         for batch in hooks.watch(batches, loader.steps - state.batch):
             _train_step(session, batch.to(plan.device))
             state.batch += 1
             session.count_seconds()
             if plan.world.any(hooks.interrupted()):
-                hooks.save(state)
+                _save(session)
                 return "interrupted"
-            if plan.time_limit < math.inf and plan.world.any(state.seconds >= plan.time_limit):
+            if state.seconds >= plan.time_limit:
                 return "time"
-            if time.perf_counter() - saved > plan.checkpoint_every:
-                hooks.save(state)
-                saved = time.perf_counter()
+            if state.seconds - saved > plan.checkpoint_every:
+                _save(session)
+                saved = state.seconds
     return ""
 
 
 def _train_step(session: _Session, batch: Batch) -> None:
     """One optimizer step, or none if the loss is not finite in any process."""
     state, plan = session.state, session.plan
-    progress = session.progress(state.batch, plan.world.agree(state.seconds))
+    progress = session.progress(state.batch, state.seconds)
     seed_all(plan.device, plan.seed, state.epoch, state.batch, plan.world.rank)
     set_learning_rate(state.optimizer, plan.rule.lr * plan.schedule.at(progress))
     state.optimizer.zero_grad(set_to_none=True)
@@ -281,7 +293,9 @@ def _close_epoch(session: _Session, seconds: float) -> EpochResult:
 
 def _judge_epoch(session: _Session, seconds: float) -> EpochResult:
     state, tally = session.state, session.state.tally
-    loss, correct, seen, skipped = session.plan.world.sum([tally.loss, tally.correct, tally.seen, tally.skipped])
+    loss, correct, seen = session.plan.world.sum([tally.loss, tally.correct, tally.seen])
+    for buffer in state.judged.buffers():  # batch statistics are each process's own until the next step
+        session.plan.world.share(buffer)
     val_loss, val_accuracy = session.hooks.judge(state.judged)
     return EpochResult(
         stage=state.stage,
@@ -294,7 +308,7 @@ def _judge_epoch(session: _Session, seconds: float) -> EpochResult:
         val_loss=val_loss,
         val_accuracy=val_accuracy,
         images_per_second=seen / seconds if seconds > 0 else math.nan,
-        skipped_steps=int(skipped),
+        skipped_steps=tally.skipped,
         best=math.isfinite(val_loss) and (state.best is None or state.best.beaten_by(val_accuracy, val_loss)),
     )
 

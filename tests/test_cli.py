@@ -34,7 +34,7 @@ from commands import (
     run_python,
     save_colours,
 )
-from linnaeus.config import RULES, Settings
+from linnaeus.config import RULES, Settings, describe
 from linnaeus.judging import Judgement
 from linnaeus.models.registry import list_models
 from linnaeus.predictor import Predictor
@@ -291,7 +291,7 @@ def test_predict_from_standard_input(run_folder: Path, photos: Path, call: Call)
     assert answer["top"] == expected["top"]
     done = subprocess.run(command, input=b"no picture", env=environment, capture_output=True, check=False)
     assert (done.returncode, done.stdout) == (2, b"")
-    assert done.stderr.startswith(b"Error: Expected one of JPEG")
+    assert done.stderr.startswith(b"Error: Expected a picture in a known format.")
 
 
 @pytest.mark.parametrize("form", [(), ("--json",), ("--csv",)])
@@ -348,7 +348,7 @@ def test_settings(call: Call) -> None:
     """Every setting is listed with its default and its help."""
     lines = call("settings").out.splitlines()
     assert [line.split()[0] for line in lines] == list(RULES)
-    assert all(line.endswith(RULES[name]["help"]) for line, name in zip(lines, RULES))
+    assert all(line.endswith(describe(name)) for line, name in zip(lines, RULES))
 
 
 def test_report(call: Call, run_folder: Path, tmp_path: Path) -> None:
@@ -395,6 +395,14 @@ def test_usage_errors(call: Call, arguments: tuple[str, ...]) -> None:
     done = call(*arguments)
     assert (done.code, done.out) == (2, "")
     assert "Usage: linnaeus" in done.err
+
+
+def test_a_setting_as_a_flag(call: Call, photos: Path, run_folder: Path) -> None:
+    """A setting written as a flag, under another name, twice, or two forms of output: each is told how it is meant."""
+    assert "Write batch_size=VALUE." in call("train", photos, "--batch-size", "8").err
+    assert "Did you mean lr" in call("train", photos, "learning_rate=0.1").err
+    assert "two values for epochs" in call("train", photos, "--epochs", "2", "epochs=3").err
+    assert "cannot be given together" in call("predict", run_folder, photos, "--csv", "--json").err
 
 
 # -- pipes and signals

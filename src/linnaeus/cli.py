@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -10,14 +11,14 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from linnaeus.config import RULES, describe, parse_pairs
-from linnaeus.errors import LinnaeusError, explain_missing
+from linnaeus.errors import LinnaeusError, SettingError, explain_missing
 
 _STARTED = time.perf_counter()
 
@@ -62,7 +63,10 @@ def train(
     if data is not None and "=" in data and not os.path.exists(data):
         pairs, data = (data, *pairs), None
     settings: dict[str, Any] = dict(parse_pairs(pairs))
-    settings |= {name: value for name, value in flags.items() if value is not None}
+    given = {name: value for name, value in flags.items() if value is not None}
+    if twice := settings.keys() & given.keys():
+        raise SettingError("each setting once", got=f"two values for {', '.join(twice)}", fix="Leave one of them out.")
+    settings |= given
     _train(data, settings, out=out, resume=resume, as_json=as_json)
 
 
@@ -122,7 +126,7 @@ def evaluate(bundle: str, data: str, split: str, as_json: bool) -> None:
     scores = judgement.scores
     click.echo(f"{judgement.part}: {scores.n:,} images")
     for name, value in (("accuracy", scores.accuracy), ("macro F1", scores.macro_f1), ("loss", scores.loss)):
-        click.echo(f"  {name:<10} {value}")
+        click.echo(f"  {name:<10} {value if name == 'loss' else value.percent()}")
     width = max(len(name) for name in scores.per_class)
     click.echo(f"\n  {'class':<{width}}  precision  recall      f1  support")
     for name, row in scores.per_class.items():
@@ -140,6 +144,8 @@ def predict(bundle: str, images: tuple[str, ...], top: int, as_json: bool, as_cs
 
     An image that cannot be read is named on standard error, and the exit code is then 2.
     """
+    if as_json and as_csv:
+        raise click.UsageError("--json and --csv cannot be given together.")
     from linnaeus.predictor import Predictor, expand_paths
     from linnaeus.results import BadImage
 
@@ -197,11 +203,11 @@ def models(pattern: str, as_json: bool) -> None:
 
 @commands.command()
 def settings() -> None:
-    """List every setting with its default and what it accepts."""
+    """List every setting with its default, what it does and what it accepts."""
     from linnaeus.config import Settings
 
     for name, default in Settings().to_dict().items():
-        click.echo(f"{name:<18} {default!s:<8} {RULES[name]['help']}")
+        click.echo(f"{name:<18} {default!s:<8} {describe(name)}")
 
 
 @commands.command()
@@ -241,12 +247,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(128 + signal.SIGPIPE)
 
 
+@contextlib.contextmanager
+def _hints() -> Iterator[None]:
+    """Tell who writes a setting as a flag how it is written."""
+    try:
+        yield
+    except click.NoSuchOption as error:
+        name = error.option_name.lstrip("-").replace("-", "_")
+        if name not in RULES:
+            raise
+        raise click.UsageError(f"No such option {error.option_name!r}. Write {name}=VALUE.", error.ctx) from None
+
+
 def _run(arguments: Sequence[str] | None) -> None:
     """Run a command without click's own main, which makes other errors and exit codes of signals and broken pipes."""
     if "_LINNAEUS_COMPLETE" in os.environ:  # the shell asks what the tabulator key may complete
         commands(prog_name="linnaeus")
     try:
-        with commands.make_context("linnaeus", list(sys.argv[1:] if arguments is None else arguments)) as context:
+        with (
+            _hints(),
+            commands.make_context("linnaeus", list(sys.argv[1:] if arguments is None else arguments)) as context,
+        ):
             commands.invoke(context)
         sys.stdout.flush()
     except click.exceptions.Exit as leave:

@@ -218,7 +218,7 @@ def parse_pairs(pairs: Iterable[str]) -> dict[str, str]:
 def check_value(name: str, value: Any) -> Any:
     """Return the value of a setting, parsed if it is a text, or raise SettingError."""
     if name not in RULES:
-        raise SettingError("a setting that exists", got=repr(name), fix=suggest(name, RULES))
+        raise SettingError("a setting that exists", got=repr(name), fix=_suggest_setting(name))
     rules = RULES[name]
     if value == AUTO and rules["auto"]:
         return AUTO
@@ -232,6 +232,16 @@ def check_value(name: str, value: Any) -> Any:
     if wrong:
         raise _refusal(name, value)
     return parsed
+
+
+def _suggest_setting(name: str) -> str:
+    """Return the nearest name, or else the setting whose help text speaks of what the name says."""
+    words = name.replace("_", " ").lower()
+    about = [known for known, rules in RULES.items() if words in rules["help"]]
+    near = suggest(name, RULES)
+    if about and not near.startswith("Did you mean"):
+        return f"Did you mean {' or '.join(about[:3])}?"
+    return near if near.startswith("Did you mean") else "Run `linnaeus settings` to see them all."
 
 
 def _parse(name: str, value: Any, rules: Mapping[str, Any]) -> Any:

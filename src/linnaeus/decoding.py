@@ -126,7 +126,8 @@ def _open_header(file: IO[bytes], name: str) -> ImageFile.ImageFile:
     kind = picture_format(file.read(HEAD_BYTES))
     if kind is None:
         fix = "Remove it or save it as PNG or JPEG."
-        raise ImageError(f"one of {', '.join(_OPENERS)}", got=f"{name}, which is none of them", fix=fix)
+        kinds = ", ".join(_OPENERS)
+        raise ImageError("a picture in a known format", got=f"{name}, which is none of {kinds}", fix=fix)
     file.seek(0)
     return _OPENERS[kind](file)
 

@@ -39,7 +39,7 @@ _TUNING_EPOCHS = 1.5  # fewer were seen to do worse than the fitted head
 _FIT_PASSES, _FIT_RATE = 80, 4e10  # over the features in one fit; operations a second
 _FEWEST_JUDGED = 100
 _JUDGING_SHARE = 0.25  # of a budget that judging may take, before it is done on a sample
-_LEAST_SHARE = 0.03  # of a budget that is spent on judging even when it has run out
+_LEAST_SHARE, _LEAST_SECONDS = 0.03, 2.0  # of a budget that go into judging even when it has run out
 
 
 @dataclass(kw_only=True)
@@ -91,17 +91,22 @@ class Learner:
         """Return how many images of each part there is time to judge, 0 for all of them."""
         if not self.settings.budget or not self.speed:
             return 0
-        seconds = max(self._unspent() - _FINISH_SECONDS, _LEAST_SHARE * self.settings.budget)
+        seconds = max(self._unspent() - _FINISH_SECONDS, _LEAST_SECONDS, _LEAST_SHARE * self.settings.budget)
         most = max(_FEWEST_JUDGED, int(seconds * self.speed / max(1, len(self.held_out))))
         largest = max((len(self.dataset.indices(part)) for part in self.held_out), default=0)
         if largest <= most:
             return 0
-        self.notes.append(f"The budget left time to judge {most:,} images of each part, not all.")
+        self.warn(f"The budget left time to judge {most:,} images of each part, not all.")
         return most
 
     def warn(self, sentence: str) -> None:
-        """Say something now, and in the report."""
+        """Say something alarming now, and in the report."""
         self.display.say(f"  warning: {sentence}")
+        self.notes.append(sentence)
+
+    def note(self, sentence: str) -> None:
+        """Say something now, and in the report."""
+        self.display.say(f"  note: {sentence}")
         self.notes.append(sentence)
 
     def _unspent(self) -> float:
@@ -318,11 +323,13 @@ def _fit_probe(learner: Learner) -> bool:
     weight, bias = head.weight, head.bias
     if not tune:
         learner.ended = "interrupted" if interrupted else "head"
+        if not interrupted:
+            learner.note("The budget leaves no time for fine-tuning that would do better: the head alone is fitted.")
         if len(learner.dataset.indices("test")):
             # Validation has served its purpose, and its images teach the head too.
             weight, bias = fit_logistic(train.join(val), classes=classes, penalty=head.penalty)
             learner.held_out = ("test",)
-            learner.notes.append("The head was chosen on the validation images, then fitted on them as well.")
+            learner.note("The head was chosen on the validation images, then fitted on them as well.")
     # Where time ran out, each process has seen other images: all go on with the first one's head.
     _set_head(learner, learner.world.share(weight), learner.world.share(bias))
     _remember_probe(learner, head, time.perf_counter() - start)
@@ -366,7 +373,7 @@ def _extract(learner: Learner, part: str, extract: Extract, *, until: float) -> 
 
         features = extract_features(loader, normalize, extract, watch=watch)
     if done < len(loader.indices):
-        learner.notes.append(f"Time allowed features of {done:,} of {len(loader.indices):,} {part} images.")
+        learner.warn(f"Time allowed features of {done:,} of {len(loader.indices):,} {part} images.")
     learner.speed = learner.world.agree(learner.speed)
     return features
 

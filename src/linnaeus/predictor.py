@@ -100,7 +100,7 @@ class Predictor:
         try:
             return self._load(path)
         except ImageError as error:
-            return BadImage(path=path, reason=error.got)
+            return BadImage.of(path, error)
 
 
 def load(bundle: str | Path, *, threads: int = 0) -> Predictor:

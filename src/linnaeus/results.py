@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from linnaeus.errors import ImageError
+
 SPLITS = ("train", "val", "test")
 
 
@@ -128,6 +130,11 @@ class BadImage:
 
     path: str
     reason: str
+
+    @classmethod
+    def of(cls, path: str, error: ImageError) -> BadImage:
+        """Return the image with what an error says of it."""
+        return cls(path=path, reason=error.got.removeprefix(f"{path}, which "))
 
 
 @dataclass(frozen=True, kw_only=True)

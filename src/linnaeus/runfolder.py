@@ -117,10 +117,7 @@ def open_run(path: str | Path) -> RunFolder:
         is_run = (folder / "config.toml").is_file()
     if not is_run:
         raise _not_a_run(folder)
-    opened = _lock(folder)
-    if not opened.checkpoint.is_file():  # the run begins anew, and tells its epochs anew
-        (folder / "metrics.jsonl").unlink(missing_ok=True)
-    return opened
+    return _lock(folder)
 
 
 def read_report(path: str | Path) -> dict[str, Any]:

@@ -153,6 +153,8 @@ def _resume(run: Run, path: Path, asked: dict[str, Any]) -> RunResult:
             got="others, or other classes",
             fix="Restore them, or start a new run.",
         )
+    if run.world.leads and not folder.checkpoint.is_file():
+        folder.write_epochs([])  # the run begins anew, and tells its epochs anew
     return _carry_out(run, ground)
 
 
@@ -173,6 +175,8 @@ def _prepare(run: Run) -> Ground:
 
     The images come last: they take the longest, and whatever is wrong with the rest should be said before.
     """
+    if run.settings.model != AUTO:
+        find_model(run.settings.model)
     device = choose_device(run.settings.device)
     run.chooser.choose("device", device.type, "the fastest that is here")
     source = _open(run)
@@ -370,6 +374,8 @@ def _finish(run: Run, learner: Learner) -> RunResult:
         return RunResult(
             folder="", bundle="", report="", scores={}, epochs=learner.history, choices=run.chooser.choices
         )
+    if learner.ended == "interrupted":
+        run.display.say("Stopping: what was learned is judged and written; another signal stops at once.")
     with run.timed("judging"):
         delivery = deliver(_product(learner), run.folder.bundle, display=run.display, at_most=learner.sample_size())
     stopped = learner.ended if learner.ended in ("interrupted", "patience", "diverged") else ""
@@ -386,8 +392,8 @@ def _finish(run: Run, learner: Learner) -> RunResult:
         choices=run.chooser.choices,
         bad_images=learner.dataset.prepared.bad,
         stopped_early=stopped,
-        # The signal may have come to another process of the run.
-        signal=run.interrupts.caught or (signal.SIGTERM if learner.ended == "interrupted" else 0),
+        # One that came after training had ended changed nothing; one may have come to another process of the run.
+        signal=(run.interrupts.caught or signal.SIGTERM) if learner.ended == "interrupted" else 0,
     )
 
 

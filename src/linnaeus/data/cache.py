@@ -213,7 +213,7 @@ def _try_prepare(source: Source, preprocess: Preprocess, index: int) -> Image | 
         pixels = _prepare(source, preprocess, index)
         return pixels, _digest(pixels)
     except ImageError as error:
-        return BadImage(path=source.where(index), reason=error.got)
+        return BadImage.of(source.where(index), error)
 
 
 def _prepare(source: Source, preprocess: Preprocess, index: int) -> NDArray[np.uint8]:

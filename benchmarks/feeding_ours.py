@@ -42,7 +42,7 @@ def open_loader(folder: str) -> tuple[Loader, Normalizer]:
     chooser = Chooser(settings=Settings.of(SETTINGS))
     source = open_source(folder)
     look = survey(source)
-    preprocess = choose_preprocess(chooser, look, find_model(chooser.settings.model))
+    preprocess = choose_preprocess(chooser, look, find_model(chooser.settings.model), at_hand=True)
     dataset = build_dataset(source, preprocess, chooser.settings, divide=False)
     loader = Loader(
         pixels=dataset.prepared.pixels,

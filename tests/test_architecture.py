@@ -26,18 +26,19 @@ ROOT = SOURCES / "linnaeus"
 ROWS = (
     ("errors",),
     ("config", "results", "storage", "decoding"),
-    ("images",),
+    ("images", "fetching"),
     ("bundle",),
     ("predictor",),
     ("runtime", "display", "runfolder"),
     ("data", "models", "training parts", "evaluation", "compression", "reporting"),
     ("training", "recipes", "judging"),
     ("learning", "delivery", "reporting.summary"),
-    ("runs",),
-    ("estimator", "cli"),
+    ("runs", "looking"),
+    ("crossval", "estimator"),
+    ("cli",),
     ("__main__",),
 )
-PARTS = ("training.losses", "training.optim", "training.checkpoint", "training.tracking")
+PARTS = ("training.losses", "training.imbalance", "training.optim", "training.checkpoint", "training.tracking")
 RUN_SIDE = ("errors", "config", "results", "storage", "decoding", "images", "bundle", "predictor", "display", "cli")
 HEAVY = ("torch", "torchvision", "timm", "sklearn", "safetensors", "onnx")
 
@@ -46,10 +47,12 @@ INSIDE = {
     ("cli", "linnaeus"): "start-up: a command loads what it needs",
     ("data.named", "sklearn"): "an optional extra",
     ("data.tables", "pyarrow"): "an optional extra",
+    ("data.augment", "linnaeus"): "start-up: torchvision, which few runs need",
     ("display", "rich"): "start-up: most uses of the library say nothing",
     ("models.registry", "linnaeus"): "each family imports the registry to enter itself",
     ("models.weights", "linnaeus"): "an optional extra: timm",
     ("runtime", "importlib"): "start-up",
+    ("training.optim", "timm"): "start-up: few ask for these optimizers",
     ("training.tracking", "torch"): "an optional extra: tensorboard",
 }
 
@@ -242,6 +245,7 @@ def test_the_public_names() -> None:
         "Predictor",
         "Scores",
         "Settings",
+        "cross_validate",
         "evaluate",
         "load",
         "read_image",
@@ -260,6 +264,19 @@ def test_the_commands_and_their_flags() -> None:
         for name, command in commands.commands.items()
     }
     assert surface == {
+        "crossval": [
+            "DATA",
+            "PAIRS",
+            "--model",
+            "--epochs",
+            "--budget",
+            "--seed",
+            "--folds",
+            "--repeats",
+            "--out",
+            "--json",
+        ],
+        "data": ["DATA", "PAIRS", "--show-augmentations", "--json"],
         "demo": ["--out", "--seed"],
         "evaluate": ["BUNDLE", "DATA", "--split", "--json"],
         "models": ["PATTERN", "--json"],

@@ -14,6 +14,8 @@ from linnaeus.data.augment import Augment, draw
 from pictures import scene
 
 ALL = Augment(flip=True, shift=0.2, rotate=30, crop=0.5, colour=0.4, erase=0.3)
+MORE = Augment(flip=True, flip_up=True, scale=0.2, shear=20, hue=0.2, grey=0.5, blur=1.5, noise=0.1, crop=0.6)
+RANDOM, TRIVIAL = Augment(policy="randaugment", policy_strength=0.5), Augment(policy="trivialaugment")
 MOVES = Augment(flip=True, shift=0.25)
 
 
@@ -32,7 +34,7 @@ def apply(augment: Augment, pixels: NDArray[np.uint8], samples: object = None, *
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("augment", [ALL, MOVES, Augment(colour=0.5, erase=0.5)])
+@pytest.mark.parametrize("augment", [ALL, MOVES, Augment(colour=0.5, erase=0.5), MORE, RANDOM, TRIVIAL])
 @pytest.mark.parametrize("size", [0, 12])
 def test_an_image_changes_alike_in_any_batch(augment: Augment, channels: int, size: int) -> None:
     """Alone, in another order or in another batch, a sample comes out with the same bytes."""
@@ -153,6 +155,72 @@ def test_colour_changes_only_tones() -> None:
     grey = np.repeat(pixels, 3, axis=3)
     coloured = apply(Augment(colour=0.3), grey).astype(int)
     assert np.ptp(coloured, axis=3).max() <= 1
+
+
+def test_upside_down() -> None:
+    """About half of the images are turned upside down, the others are untouched, in every way of moving them."""
+    pixels = pictures(400, side=6)
+    for augment in (Augment(flip_up=True), Augment(flip_up=True, shear=1e-9)):
+        turned = apply(augment, pixels).astype(int)
+        distances = [np.abs(turned - other).max(axis=(1, 2, 3)) <= 1 for other in (pixels, pixels[:, ::-1])]
+        assert (distances[0] ^ distances[1]).all()
+        assert 160 < distances[1].sum() < 240
+
+
+def test_scale_and_shear() -> None:
+    """A scaled disc has another size, a sheared one the same size and another shape."""
+    y, x = np.mgrid[:65, :65] - 32
+    disc = np.where(np.hypot(x, y) < 14, 255, 0).astype(np.uint8)[None, :, :, None].repeat(60, axis=0)
+    area = (disc[0] > 127).sum()
+    sizes = (apply(Augment(scale=0.3), disc) > 127).sum(axis=(1, 2, 3)) / area
+    assert 0.45 < sizes.min() < 0.7
+    assert 1.3 < sizes.max() < 1.75
+    leant = apply(Augment(shear=30), disc) > 127
+    assert np.abs(leant.sum(axis=(1, 2, 3)) / area - 1).max() < 0.03
+    widths = leant.any(axis=1).sum(axis=1)[:, 0]
+    assert widths.max() > 30
+
+
+def test_hue_turns_colours_and_leaves_grey() -> None:
+    """A third of the circle takes red to green or blue; brightness stays; grey stays grey."""
+    red = np.zeros((300, 2, 2, 3), np.uint8)
+    red[..., 0] = 120
+    turned = apply(Augment(hue=0.5), red).astype(int)[:, 0, 0]
+    assert {0, 1, 2} == set(turned.argmax(axis=1).tolist())
+    grey = np.full((20, 2, 2, 3), 90, np.uint8)
+    assert np.abs(apply(Augment(hue=0.5), grey).astype(int) - 90).max() <= 1
+
+
+def test_a_share_becomes_grey() -> None:
+    """About the asked share of the images has no colour left, and the others are as they were."""
+    pixels = pictures(300)
+    changed = apply(Augment(grey=0.3), pixels).astype(int)
+    grey = np.ptp(changed, axis=3).max(axis=(1, 2)) <= 1
+    assert 60 < grey.sum() < 120
+    assert np.abs(changed - pixels)[~grey].max() <= 1
+
+
+def test_blur_and_noise() -> None:
+    """Blur keeps the mean and lowers the contrast of neighbours; noise has the asked deviation and no bias."""
+    pixels = np.random.default_rng(0).integers(60, 196, (40, 24, 24, 3), dtype=np.uint8)
+    blurred = apply(Augment(blur=2.0), pixels).astype(float)
+    assert np.abs(blurred.mean(axis=(1, 2, 3)) - pixels.mean(axis=(1, 2, 3))).max() < 4
+    assert (blurred.std(axis=(1, 2, 3)) <= pixels.std(axis=(1, 2, 3)) + 1).all()
+    assert blurred.std(axis=(1, 2, 3)).min() < 0.4 * pixels.std()
+    flat = np.full((200, 16, 16, 1), 128, np.uint8)
+    noisy = apply(Augment(noise=0.1), flat).astype(float)
+    assert noisy.mean() == pytest.approx(128, abs=0.5)
+    assert noisy.std(axis=(1, 2, 3)).max() == pytest.approx(25.5, rel=0.15)
+
+
+@pytest.mark.parametrize("augment", [RANDOM, TRIVIAL])
+def test_policies_do_many_things(augment: Augment) -> None:
+    """A policy changes most images, not all alike, and at strength 0 its turns and moves change nothing."""
+    pixels = np.repeat(pictures(1, side=24), 200, axis=0)
+    changed = apply(augment, pixels)
+    same = (changed == pixels).all(axis=(1, 2, 3)).sum()
+    assert same < 100
+    assert len({image.tobytes() for image in changed}) > 12
 
 
 @settings(deadline=None, max_examples=40)

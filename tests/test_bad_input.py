@@ -256,7 +256,7 @@ def test_a_misspelt_model(refused: Callable[..., str], photos: Path) -> None:
         ("epoch=3", "Expected a setting that exists. Got 'epoch'. Did you mean epochs"),
         ("epochs=0", "Expected epochs to be a whole number from 1 to 100000, or auto. Got '0'."),
         ("lr=fast", "Got 'fast'."),
-        ("optimizer=lion", "Expected optimizer to be one of sgd, adam, adamw, or auto."),
+        ("optimizer=lion", "Expected optimizer to be one of gd, sgd, rmsprop, adam, adamw, lars, lamb, muon, or auto."),
         ("budget=soon", "a duration such as 30s, 5m or 1h30m"),
         ("epochs", "Write epochs=VALUE, or remove it."),
         ("val_fraction=0.5 test_fraction=0.5", "Leave something to train with."),

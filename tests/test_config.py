@@ -14,13 +14,16 @@ from hypothesis import strategies as st
 
 from linnaeus.config import (
     AUTO,
+    CLASS_WEIGHTS,
     DURATION,
     INTEGER,
+    INTEGERS,
     NUMBER,
     RULES,
     SIZE,
     SWITCH,
     TEXT,
+    WEIGHTS,
     Settings,
     accepted,
     check_value,
@@ -36,6 +39,7 @@ WHOLE = [name for name in NAMES if RULES[name]["kind"] in (INTEGER, SIZE)]
 REAL = [name for name in NAMES if RULES[name]["kind"] in (NUMBER, DURATION)]
 SWITCHES = [name for name in NAMES if RULES[name]["kind"] is SWITCH]
 CHOSEN = [name for name in NAMES if RULES[name].get("choices")]
+SEVERAL = [name for name in NAMES if RULES[name]["kind"] in (INTEGERS, WEIGHTS)]
 MOST = 2**31
 
 
@@ -49,6 +53,11 @@ def values_of(name: str) -> st.SearchStrategy[Any]:
         values = st.integers(low, MOST if high is None else high)
     elif kind in (NUMBER, DURATION):
         values = st.floats(low, high, allow_infinity=False, allow_nan=False)
+    elif kind is INTEGERS:
+        values = st.lists(st.integers(low, high), max_size=4).map(tuple)
+    elif kind is WEIGHTS:
+        numbers = st.lists(st.floats(0, 1e6), min_size=1, max_size=4).map(tuple)
+        values = st.sampled_from(CLASS_WEIGHTS) | numbers
     elif kind is SWITCH:
         values = st.booleans()
     else:
@@ -96,11 +105,11 @@ def test_values_are_taken_as_they_are(values: dict[str, Any]) -> None:
 def test_text_means_the_same_as_the_value(values: dict[str, Any]) -> None:
     """The text of a number, a switch or a choice is parsed to the value itself; a text is itself."""
     plain = {name: value for name, value in values.items() if RULES[name]["kind"] is not DURATION}
-    as_text = {name: value if isinstance(value, str) else repr(value) for name, value in plain.items()}
+    as_text = {name: value if isinstance(value, str) else repr(value).strip("(,)") for name, value in plain.items()}
     assert Settings.of(as_text) == Settings.of(plain)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if "low" in RULES[name]])
+@pytest.mark.parametrize("name", [name for name in NAMES if "low" in RULES[name] and name not in SEVERAL])
 def test_ranges_include_their_ends_and_no_more(name: str) -> None:
     """The ends of a range are accepted, what lies beyond them is refused with the range in the message."""
     rules, step = RULES[name], 1 if name in WHOLE else 0.001
@@ -266,3 +275,16 @@ def test_a_broken_config_file() -> None:
         Settings.from_toml("epochs = ")
     with pytest.raises(SettingError, match="'speed'"):
         Settings.from_toml("speed = 3\n")
+
+
+WRONG = [("filters", "32,x"), ("filters", (0,)), ("dense", [1, 2.5]), ("dense", "-3"), ("class_weights", "some"),
+         ("class_weights", "1,-1")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG)
+def test_several_values_are_each_checked(name: str, value: Any) -> None:
+    """One wrong value among several refuses them all; one number alone is one of several."""
+    with pytest.raises(SettingError, match=name):
+        check_value(name, value)
+    assert check_value("dense", 64) == (64,)
+    assert check_value("dense", "") == ()

@@ -20,7 +20,7 @@ from linnaeus.errors import ModelError
 from linnaeus.models.registry import Blueprint, create_model
 from linnaeus.predictor import Predictor
 from pictures import save_folder
-from test_models import OWN, TIMM, build, images
+from test_models import OWN, SIDE, TIMM, build, images
 
 
 def run_onnx(data: bytes, x: torch.Tensor) -> np.ndarray:
@@ -38,7 +38,7 @@ def test_export_agrees(name: str) -> None:
     model.look_at(images(8))
     model.train()(images(8))
     before = {n: value.clone() for n, value in model.state_dict().items()}
-    data = to_onnx(model, channels=3, size=64)
+    data = to_onnx(model, channels=3, size=SIDE)
     assert model.training
     assert all(torch.equal(value, before[n]) for n, value in model.state_dict().items())
     model.eval()
@@ -84,7 +84,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_timm_opens_a_bundle(tuned: Path) -> None:
     """timm.create_model("local-dir:BUNDLE") builds the network with its weights, and says what the bundle says."""
     theirs = timm.create_model(f"local-dir:{tuned / 'bundle'}", pretrained=True).eval()
-    x = images(3)
+    x = images(3, size=64)
     with torch.no_grad():
         expected = theirs(x).numpy()
     found = Predictor(tuned).logits(x.numpy())
@@ -105,5 +105,7 @@ def test_a_bundle_rebuilds_our_network(tuned: Path) -> None:
     model = create_model(blueprint).eval()
     model.published().load_state_dict(safetensors.torch.load_file(bundle.weights_file))
     with torch.no_grad():
-        expected = model(images(3)).numpy()
-    assert np.abs(Predictor(tuned).logits(images(3).numpy()) - expected).max() < 1e-3 * max(1, np.abs(expected).max())
+        expected = model(images(3, size=64)).numpy()
+    assert np.abs(Predictor(tuned).logits(images(3, size=64).numpy()) - expected).max() < 1e-3 * max(
+        1, np.abs(expected).max()
+    )

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from linnaeus.data.augment import Augment
 from linnaeus.data.cache import PackedPixels
 from linnaeus.data.loaders import Batch, Loader
+from linnaeus.data.mixing import Mix
 
 
 def loader(count: int = 50, **changes: object) -> Loader:
@@ -36,6 +37,7 @@ def same(a: list[Batch], b: list[Batch]) -> bool:
         and torch.equal(x.labels, y.labels)
         and np.array_equal(x.samples, y.samples)
         and x.share == y.share
+        and ((x.targets is None and y.targets is None) or torch.equal(x.targets, y.targets))
         for x, y in zip(a, b)
     )
 
@@ -142,3 +144,57 @@ def test_an_error_in_a_worker_reaches_the_loop() -> None:
 
     with pytest.raises(OSError, match="gone"):
         list(dataclasses.replace(loader(workers=2), pixels=Broken()).batches())
+
+
+def test_an_image_that_is_seen_twice_is_changed_twice() -> None:
+    """A repeated image comes as often as it is repeated, in other places and augmented otherwise."""
+    chance = np.random.default_rng(0)
+    pixels = PackedPixels(array=chance.integers(0, 256, (3, 8, 8, 1), dtype=np.uint8))
+    indices = np.array([0] * 40 + [1] + [2])
+    repeated = loader(pixels=pixels, labels=np.arange(3), indices=indices, augment=Augment(shift=0.4))
+    batches = list(repeated.batches())
+    samples = np.concatenate([batch.samples for batch in batches])
+    assert sorted(samples) == sorted(indices)
+    images = torch.cat([batch.pixels for batch in batches])[samples == 0]
+    assert len({image.numpy().tobytes() for image in images}) > 20
+
+
+@pytest.mark.parametrize("alphas", [{"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 1.0, "cutmix": 1.0}])
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_processes_share_mixed_batches(alphas: dict[str, float], world: int) -> None:
+    """Several processes together see the mixed images and targets that one alone sees."""
+    mix = Mix(classes=7, **alphas)
+    whole = list(loader(50, mix=mix).batches(2))
+    parts = [list(loader(50, mix=mix, rank=rank, world=world).batches(2)) for rank in range(world)]
+    for number, batch in enumerate(whole):
+        for rank in range(world):
+            mine = parts[rank][number]
+            assert torch.equal(mine.pixels, batch.pixels[rank::world])
+            assert torch.equal(mine.targets, batch.targets[rank::world])
+    assert same(whole, list(loader(50, mix=mix, workers=2).batches(2)))
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_mixed_pixels_bear_their_targets(kind: str) -> None:
+    """The share of each label in the target is the share of its image in the pixels (mixup and CutMix)."""
+    first, second = (torch.full((200, 3, 20, 20), value, dtype=torch.uint8) for value in (0, 200))
+    labels = torch.zeros(200, dtype=torch.int64), torch.ones(200, dtype=torch.int64)
+    mix = Mix(classes=2, **{kind: 1.0})
+    mixed, targets = mix.apply((first, second), labels, seed=0, epoch=0, samples=np.arange(200))
+    assert mixed.dtype == torch.uint8
+    assert torch.allclose(targets.sum(dim=1), torch.ones(200))
+    torch.testing.assert_close(mixed.float().mean(dim=(1, 2, 3)) / 200, targets[:, 1], atol=0.004, rtol=0)
+    assert (set(mixed.unique().tolist()) == {0, 200}) == (kind == "cutmix")
+    shares = targets[:, 0].numpy()
+    counts = np.histogram(shares, 4, (0, 1))[0]
+    assert counts.min() > (25 if kind == "mixup" else 0)  # Beta(1, 1) is even; a box is cut off at the edges
+
+
+def test_mixup_draws_from_a_beta() -> None:
+    """The shares of mixup with alpha 0.4 have the mean and the variance of Beta(0.4, 0.4)."""
+    images, labels = torch.zeros(4000, 1, 2, 2, dtype=torch.uint8), torch.zeros(4000, dtype=torch.int64)
+    mix = Mix(mixup=0.4, classes=2)
+    _, targets = mix.apply((images, images), (labels, labels + 1), seed=3, epoch=1, samples=np.arange(4000))
+    shares = targets[:, 0].numpy()
+    assert shares.mean() == pytest.approx(0.5, abs=0.03)
+    assert shares.var() == pytest.approx(1 / (4 * (2 * 0.4 + 1)), rel=0.05)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -12,15 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from linnaeus.errors import ModelError
+from linnaeus.errors import DownloadError, ModelError
 from linnaeus.models import efficientnet
 from linnaeus.models.folding import fold_norms, unfold_norms
 from linnaeus.models.registry import Blueprint, Classifier, count_parameters, create_model, find_model, list_models
-from linnaeus.models.weights import load_pretrained
+from linnaeus.models.weights import at_hand, load_pretrained
 
 OWN = [entry.name for entry in list_models()]
 TIMM = ["timm:test_resnet", "timm:test_vit"]
-SIDE = 64
+SIDE = 32
 
 
 def build(name: str, *, classes: int = 7, channels: int = 3, size: int = SIDE) -> Classifier:
@@ -36,9 +38,9 @@ def images(count: int = 2, *, channels: int = 3, size: int = SIDE) -> torch.Tens
 
 def test_the_registry_holds_the_known_networks() -> None:
     """The networks that the documentation names are there, each with one sentence."""
-    assert {"simple_cnn", "lenet5", "resnet18", "fastnet", "efficientnet_lite0"} <= set(OWN)
+    assert {"simple_cnn", "lenet5", "alexnet", "vgg16_bn", "googlenet", "fastnet", "efficientnet_lite0"} <= set(OWN)
     assert all(entry.about and entry.smallest >= 4 for entry in list_models())
-    assert [entry.name for entry in list_models("resnet*")] == ["resnet18"]
+    assert [entry.name for entry in list_models("resnet?8")] == ["resnet18"]
 
 
 @pytest.mark.parametrize("name", OWN + TIMM)
@@ -63,7 +65,9 @@ def test_every_weight_learns(name: str) -> None:
         if parameter.ndim == 1 and not parameter.any():
             nn.init.constant_(parameter, 0.5)
     model.look_at(images(8))
-    F.cross_entropy(model(images(4)), torch.tensor([0, 1, 2, 3])).backward()
+    answer = model(images(4))
+    for logits in answer if isinstance(answer, tuple) else (answer,):  # auxiliary heads after the logits
+        F.cross_entropy(logits, torch.tensor([0, 1, 2, 3])).backward(retain_graph=True)
     learning = {n: p for n, p in model.named_parameters() if p.requires_grad}
     assert len(learning) > 3
     for n, p in learning.items():
@@ -104,7 +108,8 @@ def test_the_smallest_picture(name: str) -> None:
     """The smallest side that a network claims to see works in training, and a smaller one is a ModelError."""
     smallest = find_model(name).smallest
     model = build(name, size=smallest).train()
-    assert model(images(2, size=smallest)).isfinite().all()
+    answer = model(images(2, size=smallest))
+    assert all(logits.isfinite().all() for logits in (answer if isinstance(answer, tuple) else (answer,)))
     with pytest.raises(ModelError, match=f"at least {smallest} pixels"):
         build(name, size=smallest - 1)
 
@@ -130,23 +135,138 @@ def test_textbook_sizes(name: str, channels: int, size: int, weights: int) -> No
     assert count_parameters(build(name, classes=10, channels=channels, size=size)) == weights
 
 
-def test_sizes_of_published_networks() -> None:
-    """ResNet-18 and EfficientNet-Lite0 for ImageNet have the number of weights that their papers and timm give."""
-    assert count_parameters(build("resnet18", classes=1000, size=224)) == 11_689_512
+TORCHVISION = {
+    "alexnet": 61_100_840, "vgg11": 132_863_336, "vgg11_bn": 132_868_840, "vgg13": 133_047_848, "vgg13_bn": 133_053_736,
+    "vgg16": 138_357_544, "vgg16_bn": 138_365_992, "vgg19": 143_667_240, "vgg19_bn": 143_678_248,
+    "googlenet": 6_624_904, "resnet18": 11_689_512, "resnet34": 21_797_672, "resnet50": 25_557_032,
+    "resnet101": 44_549_160, "resnet152": 60_192_808,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_sizes_of_published_networks(name: str) -> None:
+    """For ImageNet, each classic has the published number of weights, auxiliary heads aside."""
+    with torch.device("meta"):
+        model = build(name, classes=1000, size=224)
+    assert sum(p.numel() for n, p in model.named_parameters() if not n.startswith("aux")) == TORCHVISION[name]
+
+
+def test_the_size_of_lite0() -> None:
+    """EfficientNet-Lite0 for ImageNet has as many weights as timm's."""
     theirs = timm.create_model("tf_efficientnet_lite0")
     assert count_parameters(build("efficientnet_lite0", classes=1000, size=224)) == count_parameters(theirs)
 
 
-def test_resnet18_is_torchvisions() -> None:
-    """With the same weights, ResNet-18 for large pictures says what torchvision's says."""
+def test_the_maps_of_lenet5() -> None:
+    """LeNet-5's layers have the sizes of the paper: 28x28x6, 14x14x6, 10x10x16, 5x5x16, 120, 84, for 28 pixels too."""
+    for size in (32, 28):
+        x, shapes = images(channels=1, size=size), []
+        for module in build("lenet5", channels=1, size=size).body:
+            x = module(x)
+            if not isinstance(module, nn.Tanh | nn.Flatten):
+                shapes.append(tuple(x.shape[1:]))
+        assert shapes == [(6, 28, 28), (6, 14, 14), (16, 10, 10), (16, 5, 5), (120,), (84,)]
+
+
+@pytest.mark.parametrize("name", ["alexnet", "vgg11", "vgg13_bn", "googlenet", "resnet18", "resnet50"])
+def test_classics_are_torchvisions(name: str, tmp_path: Path) -> None:
+    """With torchvision's weights, given as a file, each classic says what torchvision's says; a new head stays new."""
     torchvision = pytest.importorskip("torchvision")
-    theirs, ours = torchvision.models.resnet18(num_classes=7).eval(), build("resnet18", size=96).eval()
-    assert [tuple(v.shape) for v in ours.state_dict().values()] == [
-        tuple(v.shape) for v in theirs.state_dict().values()
-    ]
-    ours.load_state_dict(dict(zip(ours.state_dict(), theirs.state_dict().values())))
-    with torch.no_grad():
-        torch.testing.assert_close(ours(images(size=96)), theirs(images(size=96)))
+    options = {"init_weights": False} if name.startswith(("vgg", "goog")) else {}
+    torch.manual_seed(1)
+    theirs = getattr(torchvision.models, name)(num_classes=9, **options).eval()
+    file = tmp_path / "weights.pth"
+    torch.save(theirs.state_dict(), file)
+    for classes in (9, 7):
+        blueprint = Blueprint(name=name, classes=classes, channels=3, size=96)
+        ours = create_model(blueprint)
+        head = copy.deepcopy(ours.head.state_dict())
+        load_pretrained(ours, find_model(name), blueprint, given=str(file))
+        x = images(size=96)
+        with torch.no_grad():
+            if classes == 9:
+                torch.testing.assert_close(ours.eval()(x), theirs(x), rtol=1e-4, atol=1e-5)
+        same = all(torch.equal(a, b) for a, b in zip(head.values(), ours.head.state_dict().values()))
+        assert same == (classes == 7)
+
+
+def test_weights_that_do_not_fit(tmp_path: Path) -> None:
+    """Weights of another network, for small pictures, or in a file that holds none are a ModelError."""
+    file, blueprint = tmp_path / "weights.pth", Blueprint(name="resnet18", classes=3, channels=3, size=96)
+    model, entry = create_model(blueprint), find_model("resnet18")
+    torch.save(build("resnet34", size=96).state_dict(), file)
+    with pytest.raises(ModelError, match="weights that fit"):
+        load_pretrained(model, entry, blueprint, given=str(file))
+    torch.save(model.state_dict(), file)
+    small = Blueprint(name="resnet18", classes=3, channels=3, size=32)
+    with pytest.raises(ModelError, match="image_size=224"):
+        load_pretrained(create_model(small), entry, small, given=str(file))
+    for content in (b"", b"no weights"):
+        file.write_bytes(content)
+        with pytest.raises(ModelError, match="file of weights"):
+            load_pretrained(model, entry, blueprint, given=str(file))
+    torch.save([1, 2], file)
+    with pytest.raises(ModelError, match="tensors by name"):
+        load_pretrained(model, entry, blueprint, given=str(file))
+
+
+def test_weights_are_looked_for_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Published weights are found in the cache by their name, and refused if their bytes are not theirs."""
+    monkeypatch.setenv("LINNAEUS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    blueprint = Blueprint(name="resnet18", classes=3, channels=3, size=96)
+    model = create_model(blueprint)
+    file = tmp_path / "made.pth"
+    torch.save(model.state_dict(), file)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
+    entry = dataclasses.replace(find_model("resnet18"), weights=f"resnet18-{digest}.pth")
+    assert not at_hand(entry)
+    for folder in (tmp_path / "torch" / "hub" / "checkpoints", tmp_path / "cache" / "weights"):
+        folder.mkdir(parents=True)
+        file.rename(folder / entry.weights)
+        assert at_hand(entry)
+        load_pretrained(model, entry, blueprint)
+        (folder / entry.weights).rename(file)
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    file.rename(tmp_path / "cache" / "weights" / entry.weights)
+    with pytest.raises(DownloadError, match="Delete it"):
+        load_pretrained(model, entry, blueprint)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"kernel_size": 9}, "a filter of 9 pixels on 6 pixels in block 2"),
+        ({"filters": (8,) * 6}, "a pool of 2 pixels on 1 pixels in block 3"),
+        ({"pool_size": 16}, "a filter of 3 pixels on 1 pixels in block 2"),
+        ({"kernel_size": 3, "pool_size": 10}, "a filter of 3 pixels on 1 pixels in block 2"),
+        ({"padding": True, "pool_size": 5}, "a pool of 5 pixels on 4 pixels in block 2"),
+    ],
+)
+def test_layers_that_do_not_fit(options: dict[str, object], words: str) -> None:
+    """A filter or a pool larger than what is left of the picture is refused with its block."""
+    with pytest.raises(ModelError, match=words):
+        create_model(Blueprint(name="simple_cnn", classes=3, channels=1, size=20, options=options))
+
+
+def test_settings_that_are_another_networks() -> None:
+    """A network refuses settings that it does not take, and says which it takes."""
+    with pytest.raises(ModelError, match="takes stochastic_depth"):
+        create_model(Blueprint(name="resnet18", classes=3, channels=3, size=32, options={"filters": (3,)}))
+
+
+def test_stochastic_depth() -> None:
+    """In training, blocks are skipped for some images, the later the more; in use, never."""
+    torch.manual_seed(0)
+    blueprint = Blueprint(name="resnet18", classes=3, channels=3, size=32, options={"stochastic_depth": 0.8})
+    model = create_model(blueprint)
+    skips = [m.skip for m in model.modules() if hasattr(m, "skip")]
+    assert skips == pytest.approx([0.1 * i for i in range(1, 9)])
+    for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.momentum = 0.0
+    x = images().expand(2, -1, -1, -1)
+    assert not torch.equal(model.train()(x), model(x))
+    assert torch.equal(model.eval()(x), model(x))
 
 
 def pretrained(channels: int = 3) -> Classifier:
@@ -207,8 +327,8 @@ def test_folding_changes_nothing(name: str) -> None:
     with torch.no_grad():
         for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
             norm.running_mean.normal_(0, 0.2)
-            norm.running_var.uniform_(0.5, 2)
-            norm.weight.uniform_(0.5, 2)
+            norm.running_var.uniform_(0.8, 1.5)
+            norm.weight.uniform_(0.2, 0.8)  # more, and a hundred layers overflow
             norm.bias.normal_()
         model.eval()
         names, before = list(model.state_dict()), model(images())
@@ -218,7 +338,7 @@ def test_folding_changes_nothing(name: str) -> None:
         torch.testing.assert_close(model(images()), before, rtol=1e-3, atol=1e-3)
         trained = copy.deepcopy(model)
         for p in trained.parameters():
-            p.add_(0.01)
+            p.mul_(1.01)
         folded = trained(images())
         unfold_norms(trained, copy.deepcopy(norms))
         torch.testing.assert_close(trained.eval()(images()), folded, rtol=1e-3, atol=1e-3)

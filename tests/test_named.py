@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from linnaeus import fetching
 from linnaeus.data import named
-from linnaeus.data.named import NAMED, NamedSet, Remote, download, locate
+from linnaeus.data.named import NAMED, NamedSet, Remote, locate
 from linnaeus.errors import DataError, DownloadError, StorageError
+from linnaeus.fetching import download
 from linnaeus.storage import cache_folder
 
 BODY = bytes(range(256)) * 4000
@@ -109,7 +111,7 @@ def test_too_large_and_no_room(server: str, tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "file").touch()
     with pytest.raises(StorageError):
         download(server + "good", tmp_path / "file" / "below", digest=digest(BODY))
-    monkeypatch.setattr(named, "MAX_DOWNLOAD", 1000)
+    monkeypatch.setattr(fetching, "MAX_DOWNLOAD", 1000)
     with pytest.raises(DownloadError, match="more than 1,000"):
         download(server + "good", tmp_path / "f", digest=digest(BODY))
 

@@ -14,6 +14,7 @@ from linnaeus.compression.export import to_onnx
 from linnaeus.data.cache import PackedPixels
 from linnaeus.data.loaders import Loader
 from linnaeus.images import Preprocess
+from linnaeus.training.losses import Loss
 from linnaeus.training.probe import Features, extract_features, fit_head, fit_logistic, open_extractor
 from linnaeus.training.tasks import Normalizer
 
@@ -37,7 +38,7 @@ def objective(weight: torch.Tensor, bias: torch.Tensor, data: Features, penalty:
 def test_it_is_logistic_regression(penalty: float) -> None:
     """The fitted head reaches scikit-learn's minimum and says the same of new features."""
     data, fresh = blobs(240), blobs(300, seed=1)
-    weight, bias = fit_logistic(data, classes=3, penalty=penalty)
+    weight, bias = fit_logistic(data, loss=Loss(), classes=3, penalty=penalty)
     centred = data.features - data.features.mean(dim=0)
     scale = (centred.std(dim=0) + 1e-3) ** -0.5
     scale = scale * 30 / (centred * scale).square().sum(dim=1).mean().sqrt()
@@ -57,10 +58,10 @@ def test_the_best_penalty_is_chosen_on_validation() -> None:
     """Of heads of several penalties, the one with the lowest validation loss is returned with its true scores."""
     train, val = blobs(24, spread=2.0), blobs(300, seed=1, spread=2.0)
     penalties = (1e-4, 1e-2, 1.0, 100.0)
-    head = fit_head(train, val, classes=3, penalties=penalties)
+    head = fit_head(train, val, loss=Loss(), classes=3, penalties=penalties)
     losses = []
     for penalty in penalties:
-        weight, bias = fit_logistic(train, classes=3, penalty=penalty)
+        weight, bias = fit_logistic(train, loss=Loss(), classes=3, penalty=penalty)
         losses.append(float(nn.functional.cross_entropy(val.features @ weight.T + bias, val.labels)))
     assert head.loss == pytest.approx(min(losses), rel=1e-5)
     assert head.penalty == penalties[int(np.argmin(losses))]
@@ -72,13 +73,13 @@ def test_odd_features() -> None:
     """A constant feature, a single example of each class, and validation without images do no harm."""
     data = blobs(30)
     data.features[:, 2] = 7.0
-    weight, bias = fit_logistic(data, classes=3, penalty=0.01)
+    weight, bias = fit_logistic(data, loss=Loss(), classes=3, penalty=0.01)
     assert weight.isfinite().all()
     assert bias.isfinite().all()
     few = Features(features=data.features[:3], labels=data.labels[:3])
-    assert fit_logistic(few, classes=3, penalty=0.01)[0].isfinite().all()
+    assert fit_logistic(few, loss=Loss(), classes=3, penalty=0.01)[0].isfinite().all()
     nothing = Features(features=torch.zeros(0, 6), labels=torch.zeros(0, dtype=torch.int64))
-    assert math.isnan(fit_head(data, nothing, classes=3, penalties=(0.1,)).loss)
+    assert math.isnan(fit_head(data, nothing, loss=Loss(), classes=3, penalties=(0.1,)).loss)
     joined = data.join(few)
     assert joined.features.shape == (33, 6)
     assert joined.labels[30:].tolist() == few.labels.tolist()

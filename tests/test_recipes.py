@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from linnaeus.config import AUTO, RULES, Settings
+from linnaeus.config import AUTO, Settings
 from linnaeus.data.survey import Survey
 from linnaeus.models.registry import Blueprint, create_model, find_model, list_models
 from linnaeus.recipes import Chooser, Situation, choose_model, choose_preprocess, choose_training
@@ -25,7 +25,7 @@ def choose(look: Survey, images: int = 1000, device: str = "cpu", **given: Any) 
     """Choose everything for some data, as a run does."""
     chooser = Chooser(settings=Settings.of({"device": device, "precision": "fp32", "threads": 1, **given}))
     entry = find_model(choose_model(chooser, look, images))
-    preprocess = choose_preprocess(chooser, look, entry)
+    preprocess = choose_preprocess(chooser, look, entry, at_hand=bool(entry.weights))
     now = Situation(
         model=entry.name,
         size=preprocess.height,
@@ -36,6 +36,7 @@ def choose(look: Survey, images: int = 1000, device: str = "cpu", **given: Any) 
         packed=True,
         any_size=entry.any_size,
         device=device,
+        imbalance=2.0,
     )
     choose_training(chooser, now)
     return chooser
@@ -63,7 +64,7 @@ def test_every_choice_has_a_reason() -> None:
     chooser.tell = told.append
     names = [choice.name for choice in chooser.choices]
     assert len(names) == len(set(names))
-    assert set(names) == {n for n in RULES if getattr(Settings(), n) == AUTO} - BY_THE_MACHINE - {"epochs"}
+    assert set(names) == set(Settings().unresolved()) - BY_THE_MACHINE - {"epochs"}
     assert all(choice.why and choice.value == str(getattr(chooser.settings, choice.name)) for choice in chooser.choices)
 
 
@@ -78,6 +79,8 @@ GIVEN = {
     "epochs": 7,
     "budget": 99.0,
     "batch_size": 17,
+    "accumulate": 3,
+    "logit_adjustment": 0.5,
     "optimizer": "adam",
     "lr": 0.0123,
     "momentum": 0.5,
@@ -98,7 +101,7 @@ GIVEN = {
 
 def test_the_users_word_counts() -> None:
     """Whatever the user gives is taken as it is, one setting at a time and all at once, on any data."""
-    assert set(GIVEN) >= {n for n in RULES if getattr(Settings(), n) == AUTO} - BY_THE_MACHINE
+    assert set(GIVEN) >= set(Settings().unresolved()) - BY_THE_MACHINE
     for look in LOOKS[::3]:
         for name, value in GIVEN.items():
             chooser = choose(look, **{name: value})
@@ -142,7 +145,7 @@ def test_the_preprocessing_is_that_of_the_weights() -> None:
     entry = find_model("efficientnet_lite0")
     for channels in (1, 3):
         chooser = Chooser(settings=Settings.of({"channels": channels}))
-        preprocess = choose_preprocess(chooser, LOOKS[-1], entry)
+        preprocess = choose_preprocess(chooser, LOOKS[-1], entry, at_hand=bool(entry.weights))
         assert preprocess.mean == (0.5,) * channels
         assert preprocess.std == (0.5,) * channels
         assert preprocess.interpolation == "bicubic"

@@ -18,6 +18,7 @@ from linnaeus.errors import explain_missing
 
 if TYPE_CHECKING:
     from linnaeus.config import Settings as Settings
+    from linnaeus.crossval import cross_validate as cross_validate
     from linnaeus.errors import LinnaeusError as LinnaeusError
     from linnaeus.estimator import ImageClassifier as ImageClassifier
     from linnaeus.images import read_image as read_image
@@ -35,6 +36,7 @@ _HOMES = {
     "Predictor": "predictor",
     "Scores": "results",
     "Settings": "config",
+    "cross_validate": "crossval",
     "evaluate": "judging",
     "load": "predictor",
     "read_image": "images",
@@ -48,6 +50,7 @@ __all__ = [
     "Predictor",
     "Scores",
     "Settings",
+    "cross_validate",
     "evaluate",
     "load",
     "read_image",

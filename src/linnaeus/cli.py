@@ -62,12 +62,16 @@ def train(
     """
     if data is not None and "=" in data and not os.path.exists(data):
         pairs, data = (data, *pairs), None
+    _train(data, _settings(pairs, flags), out=out, resume=resume, as_json=as_json)
+
+
+def _settings(pairs: tuple[str, ...], flags: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of key=value pairs and of flags. Raises SettingError for one that is given twice."""
     settings: dict[str, Any] = dict(parse_pairs(pairs))
     given = {name: value for name, value in flags.items() if value is not None}
     if twice := settings.keys() & given.keys():
         raise SettingError("each setting once", got=f"two values for {', '.join(twice)}", fix="Leave one of them out.")
-    settings |= given
-    _train(data, settings, out=out, resume=resume, as_json=as_json)
+    return settings | given
 
 
 @commands.command()
@@ -107,6 +111,75 @@ def _tell_result(result: Any) -> None:
     click.echo(f"Report:  {result.report}", err=True)
     click.echo(f"Bundle:  {result.bundle}", err=True)
     click.echo(f"Next:    linnaeus predict {folder} PICTURE.jpg", err=True)
+
+
+@commands.command()
+@click.argument("data")
+@click.argument("pairs", nargs=-1, metavar="[KEY=VALUE]...")
+@_settings_options
+@click.option("--folds", default=5, show_default=True, type=click.IntRange(min=2), help="K, the number of folds.")
+@click.option("--repeats", default=1, show_default=True, type=click.IntRange(min=1), help="How often all is repeated.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of all folds. Default: runs/NAME-crossval.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document.")
+def crossval(
+    data: str, pairs: tuple[str, ...], folds: int, repeats: int, out: Path | None, as_json: bool, **flags: Any
+) -> None:
+    """Train and judge K times, so that every image of DATA is judged by a classifier that has not seen it.
+
+    Takes DATA and settings as `train` does; a budget is that of each fold. Begun again, it goes on where it stopped.
+    """
+    from linnaeus.crossval import cross_validate
+    from linnaeus.display import Terminal
+
+    settings = _settings(pairs, flags)
+    found = cross_validate(data, folds=folds, repeats=repeats, out=out, display=Terminal(), **settings)
+    if as_json:
+        _print_json(found.to_dict())
+        return
+    for fold in found.folds:
+        click.echo(f"fold {fold.number}: {fold.scores.n:,} images, accuracy {fold.scores.accuracy.percent()}")
+    click.echo(f"mean of {len(found.folds)} folds: {found.accuracy.percent()}, spread {100 * found.spread:.1f} points")
+    click.echo(f"all {found.whole.n:,} images, each by a classifier that had not seen it: "
+               f"accuracy {found.whole.accuracy.percent()}, macro F1 {found.whole.macro_f1.percent()}")  # fmt: skip
+    click.echo(f"Answers: {Path(found.folder) / 'predictions.csv'}")
+
+
+@commands.command(name="data")
+@click.argument("data")
+@click.argument("pairs", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option(
+    "--show-augmentations",
+    "sheet",
+    type=click.Path(path_type=Path),
+    metavar="OUT.png",
+    help="Write a picture of what the network will see.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the facts as one JSON document.")
+def look(data: str, pairs: tuple[str, ...], sheet: Path | None, as_json: bool) -> None:
+    """Tell what is in DATA, and what `train` would choose for it; takes DATA and settings as `train` does."""
+    from linnaeus.display import Terminal
+    from linnaeus.looking import look_at_data, write_sheet
+
+    found = look_at_data(data, display=Terminal(), **parse_pairs(pairs))
+    if sheet is not None:
+        write_sheet(found, sheet)
+        click.echo(f"Sheet: {sheet}", err=True)
+    facts = found.to_dict()
+    _print_json(facts) if as_json else _tell_data(facts)
+
+
+def _tell_data(facts: dict[str, Any]) -> None:
+    tone = "grey" if facts["grey"] else "colour"
+    click.echo(f"{facts['name']}: {facts['images']:,} images of {len(facts['classes'])} classes, {tone}, "
+               f"{facts['median_side']} pixels on the shorter side (median)")  # fmt: skip
+    for note in facts["notes"]:
+        click.echo(f"  note: {note}")
+    for image in facts["unreadable"]:
+        click.echo(f"  unreadable: {image['path']}: {image['reason']}")
+    width = max(len("class"), *(len(name) for name in facts["classes"]))
+    click.echo(f"\n  {'class':<{width}}  {'train':>8}  {'val':>8}  {'test':>8}")
+    for name in facts["classes"]:
+        click.echo(f"  {name:<{width}}  " + "  ".join(f"{counts[name]:8,}" for counts in facts["counts"].values()))
 
 
 @commands.command()

@@ -57,16 +57,40 @@ class Kind:
     types: tuple[type, ...]
 
 
+def _parse_numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(",")) if text.strip() else ()
+
+
+def _parse_weights(text: str) -> str | tuple[float, ...]:
+    return text if text in CLASS_WEIGHTS else tuple(float(part) for part in text.split(","))
+
+
+ACTIVATIONS = ("sigmoid", "tanh", "relu", "leaky_relu", "relu6", "elu", "selu", "softplus", "gelu", "silu", "mish",
+               "hardswish")  # fmt: skip
+CLASS_WEIGHTS = ("none", "balanced", "effective")
+LOSSES = ("cross_entropy", "focal", "bce", "mse")
+OPTIMIZERS = ("gd", "sgd", "rmsprop", "adam", "adamw", "lars", "lamb", "muon")
+SAMPLING = ("none", "over", "under", "balanced")
+SCHEDULES = ("constant", "cosine", "linear", "onecycle", "step", "exponential", "plateau")
+
 INTEGER = Kind("a whole number", int, (Integral,))
 NUMBER = Kind("a number", float, (Real,))
 SWITCH = Kind("true or false", _parse_bool, (bool,))
 TEXT = Kind("a text", str, (str,))
 DURATION = Kind("a duration such as 30s, 5m or 1h30m", parse_duration, (Real,))
+INTEGERS = Kind("whole numbers from 1 on such as 32,64,64", _parse_numbers, (tuple, list))
+WEIGHTS = Kind(
+    "none, balanced, effective, or a number for each class such as 1,2.5", _parse_weights, (str, tuple, list)
+)
 SIZE = Kind("a size such as 500MB or 8GB", parse_size, (Integral,))
 
 
 def _setting(default: Any, kind: Kind, text: str, **rules: Any) -> Any:
-    """Declare one setting. Rules: low, high (inclusive), choices, auto (is "auto" allowed), group."""
+    """Declare one setting.
+
+    Rules: low, high (inclusive), choices, auto (is "auto" allowed), network (whether it belongs to some networks alone,
+    which have a default of their own).
+    """
     rules.setdefault("auto", default == AUTO)
     return field(default=default, metadata={"kind": kind, "help": text, **rules})
 
@@ -115,21 +139,51 @@ class Settings:
     # -- model
     model: str = _setting(AUTO, TEXT, "name of the network; see `linnaeus models`", auto=True)
     pretrained: Any = _setting(AUTO, SWITCH, "start from published weights where the model has them")
+    weights: str = _setting("", TEXT, "file of published weights to start from, .pth or .safetensors")
+    filters: Any = _setting(AUTO, INTEGERS, "filters of each block, one number a block", low=1, high=8192, network=True)
+    kernel_size: Any = _setting(AUTO, INTEGER, "side of a filter", low=1, high=31, network=True)
+    activation: Any = _setting(
+        AUTO, TEXT, "what follows each convolution and dense layer", choices=ACTIVATIONS, network=True
+    )
+    slope: Any = _setting(AUTO, NUMBER, "slope of leaky_relu below zero", low=0.0, high=1.0, network=True)
+    pooling: Any = _setting(AUTO, TEXT, "what a pool keeps of its window", choices=("max", "avg"), network=True)
+    pool_size: Any = _setting(AUTO, INTEGER, "side of a pool's window", low=1, high=16, network=True)
+    padding: Any = _setting(AUTO, SWITCH, "whether a convolution keeps the side of its input", network=True)
+    batch_norm: Any = _setting(AUTO, SWITCH, "whether each convolution is followed by a batch norm", network=True)
+    dense: Any = _setting(
+        AUTO, INTEGERS, "widths of the dense layers before the head", low=1, high=65_536, network=True
+    )
+    dropout: Any = _setting(
+        AUTO, NUMBER, "share of values dropped before dense layers", low=0.0, high=0.95, network=True
+    )
+    stochastic_depth: Any = _setting(
+        AUTO, NUMBER, "share of images that skip the last residual block in training", low=0.0, high=0.9, network=True
+    )
     # -- training
     epochs: Any = _setting(AUTO, INTEGER, "how often each training image is seen", low=1, high=100_000)
     budget: Any = _setting(AUTO, DURATION, "time that the whole command may take; 0 for no limit", low=0.0)
-    batch_size: Any = _setting(AUTO, INTEGER, "images per optimizer step, over all processes", low=1, high=65_536)
-    accumulate: int = _setting(1, INTEGER, "parts in which a batch is computed, to save memory", low=1, high=1024)
-    optimizer: str = _setting(AUTO, TEXT, "how weights follow the gradient", choices=("sgd", "adam", "adamw"))
+    batch_size: Any = _setting(AUTO, INTEGER, "images per optimizer step, over all processes", low=1, high=2**31)
+    accumulate: Any = _setting(AUTO, INTEGER, "parts in which a batch is computed, to save memory", low=1, high=65_536)
+    optimizer: str = _setting(AUTO, TEXT, "how weights follow the gradient", choices=OPTIMIZERS)
     lr: Any = _setting(AUTO, NUMBER, "highest learning rate", low=0.0, high=100.0)
-    momentum: Any = _setting(AUTO, NUMBER, "momentum of sgd (Nesterov), in [0, 1)", low=0.0, high=0.9999)
+    momentum: Any = _setting(AUTO, NUMBER, "momentum of sgd, rmsprop, lars and muon", low=0.0, high=0.9999)
+    nesterov: bool = _setting(True, SWITCH, "whether momentum looks ahead (Nesterov)")
     weight_decay: Any = _setting(
         AUTO, NUMBER, "weight decay of the matrices; norms and biases have none", low=0.0, high=10.0
     )
-    schedule: str = _setting(
-        AUTO, TEXT, "how the learning rate falls after warm-up", choices=("constant", "cosine", "linear", "onecycle")
+    l1: float = _setting(0.0, NUMBER, "weight of the sum of the matrices' absolute values in the loss", low=0.0)
+    schedule: str = _setting(AUTO, TEXT, "how the learning rate falls after warm-up", choices=SCHEDULES)
+    lr_drop: float = _setting(
+        0.1, NUMBER, "factor of the learning rate at a drop of step, exponential or plateau", low=1e-6, high=1.0
     )
     warmup: Any = _setting(AUTO, NUMBER, "share of the run in which the learning rate rises", low=0.0, high=0.9)
+    loss: str = _setting("cross_entropy", TEXT, "what training makes small", choices=LOSSES)
+    focal_gamma: float = _setting(2.0, NUMBER, "how much less focal counts what is known well", low=0.0, high=10.0)
+    class_weights: Any = _setting("none", WEIGHTS, "how much the images of each class count", low=0.0)
+    sampling: str = _setting("none", TEXT, "how often images of small and large classes are seen", choices=SAMPLING)
+    logit_adjustment: Any = _setting(
+        AUTO, NUMBER, "how far the share of each class is taken out of the answers; 1 for balanced", low=0.0, high=4.0
+    )
     label_smoothing: Any = _setting(
         AUTO, NUMBER, "share of the target that is spread over all classes", low=0.0, high=0.9
     )
@@ -153,6 +207,26 @@ class Settings:
         "share of train_size at which training begins; it grows to 1 in three steps, which saves time",
         low=0.25,
         high=1.0,
+    )
+    flip_up: bool = _setting(False, SWITCH, "turn a random half of the images upside down")
+    scale: float = _setting(0.0, NUMBER, "largest change of size, as a share of it", low=0.0, high=0.9)
+    shear: float = _setting(0.0, NUMBER, "largest shear, in degrees", low=0.0, high=60.0)
+    brightness: float = _setting(0.0, NUMBER, "strength of random brightness", low=0.0, high=1.0)
+    contrast: float = _setting(0.0, NUMBER, "strength of random contrast", low=0.0, high=1.0)
+    saturation: float = _setting(0.0, NUMBER, "strength of random saturation", low=0.0, high=1.0)
+    hue: float = _setting(0.0, NUMBER, "largest turn of the colour circle, as a share of it", low=0.0, high=0.5)
+    grey: float = _setting(0.0, NUMBER, "share of the images that lose their colour", low=0.0, high=1.0)
+    blur: float = _setting(0.0, NUMBER, "largest standard deviation of a Gaussian blur, in pixels", low=0.0, high=32.0)
+    noise: float = _setting(
+        0.0, NUMBER, "largest standard deviation of added noise, share of the range", low=0.0, high=1.0
+    )
+    policy: str = _setting(
+        "none", TEXT, "random operations on each image", choices=("none", "randaugment", "trivialaugment")
+    )
+    policy_strength: float = _setting(0.3, NUMBER, "strength of randaugment", low=0.0, high=1.0)
+    mixup: float = _setting(0.0, NUMBER, "alpha of mixup, which blends two images; 0 for none", low=0.0, high=16.0)
+    cutmix: float = _setting(
+        0.0, NUMBER, "alpha of CutMix, which pastes a box of another image; 0 for none", low=0.0, high=16.0
     )
     shift: Any = _setting(AUTO, NUMBER, "largest shift, as a share of the side", low=0.0, high=0.5)
     rotate: Any = _setting(AUTO, NUMBER, "largest rotation, in degrees", low=0.0, high=180.0)
@@ -178,12 +252,17 @@ class Settings:
         return dataclasses.replace(self, **{name: check_value(name, value) for name, value in values.items()})
 
     def unresolved(self) -> list[str]:
-        """Return the names of the settings that are still "auto"."""
-        return [name for name, value in self.to_dict().items() if value == AUTO]
+        """Return the names of the settings that are still "auto" and concern every network."""
+        return [name for name, value in self.to_dict().items() if value == AUTO and not RULES[name].get("network")]
+
+    def of_network(self) -> dict[str, Any]:
+        """Return the settings of the network itself that were given."""
+        return {name: getattr(self, name) for name in NETWORK if getattr(self, name) != AUTO}
 
     def to_dict(self) -> dict[str, Any]:
         """Return all settings by name."""
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def to_toml(self) -> str:
         """Return the settings as a TOML document with the help text above each."""
@@ -202,6 +281,9 @@ class Settings:
 
 
 RULES: dict[str, Mapping[str, Any]] = {f.name: f.metadata for f in dataclasses.fields(Settings)}
+
+
+NETWORK = tuple(name for name, rules in RULES.items() if rules.get("network"))
 
 
 def parse_pairs(pairs: Iterable[str]) -> dict[str, str]:
@@ -223,15 +305,23 @@ def check_value(name: str, value: Any) -> Any:
     if value == AUTO and rules["auto"]:
         return AUTO
     parsed = _parse(name, value, rules)
-    choices = rules.get("choices")
-    low, high = rules.get("low"), rules.get("high")
-    wrong = choices is not None and parsed not in choices
-    wrong |= low is not None and not parsed >= low
-    wrong |= high is not None and not parsed <= high
-    wrong |= isinstance(parsed, float) and not math.isfinite(parsed)
-    if wrong:
+    if any(_is_wrong(each, rules) for each in (parsed if isinstance(parsed, tuple) else (parsed,))):
         raise _refusal(name, value)
     return parsed
+
+
+def _is_wrong(value: Any, rules: Mapping[str, Any]) -> bool:
+    """Whether a parsed value, or one of several, is none of the choices or out of the range."""
+    choices, low, high = rules.get("choices"), rules.get("low"), rules.get("high")
+    if choices is not None:
+        return value not in choices
+    if isinstance(value, str):
+        return False
+    return (
+        (low is not None and not value >= low)
+        or (high is not None and not value <= high)
+        or (isinstance(value, float) and not math.isfinite(value))
+    )
 
 
 def _suggest_setting(name: str) -> str:
@@ -251,9 +341,13 @@ def _parse(name: str, value: Any, rules: Mapping[str, Any]) -> Any:
             return kind.parse(value)
         except (ValueError, KeyError, OverflowError):
             raise _refusal(name, value) from None
+    if tuple in kind.types and isinstance(value, Real) and not isinstance(value, bool):
+        value = (value,)
     is_flag = isinstance(value, bool) and bool not in kind.types
     if is_flag or not isinstance(value, kind.types):
         raise _refusal(name, value)
+    if isinstance(value, tuple | list):
+        return _parse(name, ",".join(map(str, value)), rules)
     if isinstance(value, Integral) and Integral in kind.types:
         return int(value)  # NumPy's numbers, too, become Python's
     return float(value) if isinstance(value, Real) and Real in kind.types else value
@@ -269,11 +363,19 @@ def accepted(name: str) -> str:
     words: str = rules["kind"].name
     if choices := rules.get("choices"):
         words = f"one of {', '.join(map(str, choices))}"
+    elif kind_holds_several(name):
+        pass
     elif "low" in rules and "high" in rules:
         words += f" from {rules['low']} to {rules['high']}"
     elif "low" in rules:
         words += f", at least {rules['low']}"
     return words + (", or auto" if rules["auto"] else "")
+
+
+def kind_holds_several(name: str) -> bool:
+    """Whether a setting may be several values, whose range goes without saying."""
+    kind: Kind = RULES[name]["kind"]
+    return tuple in kind.types
 
 
 def describe(name: str) -> str:

@@ -8,22 +8,27 @@ import math
 import time
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from linnaeus.compression.export import to_onnx
 from linnaeus.config import Settings
 from linnaeus.data.augment import Augment
 from linnaeus.data.loaders import Batch, Loader
+from linnaeus.data.mixing import Mix
 from linnaeus.data.preparation import Dataset
 from linnaeus.display import Display
-from linnaeus.errors import ModelError
+from linnaeus.errors import ModelError, SettingError
 from linnaeus.models.folding import Folded, fold_norms, unfold_norms
 from linnaeus.models.registry import Blueprint, Classifier, Entry
 from linnaeus.results import EpochResult
 from linnaeus.runfolder import RunFolder
 from linnaeus.runtime import Interrupts, World, autocast
 from linnaeus.training.checkpoint import Best, State, Tally, copy_weights, load_state, save_state
+from linnaeus.training.imbalance import log_prior, normalize_weights, resample, weigh_classes
 from linnaeus.training.loop import Hooks, Plan, fit, judge
+from linnaeus.training.losses import Loss
 from linnaeus.training.optim import Rule, Schedule, make_optimizer
 from linnaeus.training.probe import Extract, Features, Head, extract_features, fit_head, fit_logistic, open_extractor
 from linnaeus.training.tasks import Normalizer, Supervised
@@ -37,6 +42,7 @@ _FINISH_SECONDS = 2.5  # to export, prove and write a bundle and a report, judgi
 _TUNING_SPEED = 0.3  # of a training step to a frozen forward pass
 _TUNING_EPOCHS = 1.5  # fewer were seen to do worse than the fitted head
 _FIT_PASSES, _FIT_RATE = 80, 4e10  # over the features in one fit; operations a second
+_MIRRORED_SECONDS = 2.0  # at least this much must be left to begin with mirrored pictures
 _FEWEST_JUDGED = 100
 _JUDGING_SHARE = 0.25  # of a budget that judging may take, before it is done on a sample
 _LEAST_SHARE, _LEAST_SECONDS = 0.03, 2.0  # of a budget that go into judging even when it has run out
@@ -201,10 +207,12 @@ def _make_plan(learner: Learner) -> Plan:
             optimizer=settings.optimizer,
             lr=settings.lr,
             momentum=settings.momentum,
+            nesterov=settings.nesterov,
+            l1=settings.l1,
             weight_decay=settings.weight_decay,
             head_factor=_HEAD_FACTOR if settings.pretrained else 1.0,
         ),
-        schedule=Schedule(shape=settings.schedule, warmup=settings.warmup),
+        schedule=Schedule(shape=settings.schedule, warmup=settings.warmup, factor=settings.lr_drop),
         epochs=settings.epochs,
         time_limit=limit,
         accumulate=settings.accumulate,
@@ -248,8 +256,12 @@ def _measure_speed(learner: Learner) -> float:
 
 def _run_loop(learner: Learner, state: State, plan: Plan) -> str:
     settings = learner.settings
-    task = Supervised(normalize=learner.normalize, smoothing=settings.label_smoothing)
-    loader = learner.loader("train", batch_size=settings.batch_size, shuffle=True, augment=_augment(settings))
+    task = Supervised(normalize=learner.normalize, loss=_make_loss(learner, learner.device))
+    loader = learner.loader("train", batch_size=settings.batch_size, shuffle=True, augment=augmentation(settings))
+    labels = learner.dataset.source.labels[loader.indices]
+    seen = resample(loader.indices, labels, settings.sampling, seed=settings.seed)
+    mix = Mix(mixup=settings.mixup, cutmix=settings.cutmix, classes=learner.blueprint.classes)
+    loader = dataclasses.replace(loader, indices=seen, mix=mix)
     tracker = Tracker(learner.folder.path / "tensorboard") if learner.world.leads and learner.folder else None
     hooks = _make_hooks(learner, plan, tracker)
     try:
@@ -287,15 +299,39 @@ def _make_hooks(learner: Learner, plan: Plan, tracker: Tracker | None) -> Hooks:
     )
 
 
-def _augment(settings: Settings) -> Augment:
-    return Augment(
-        flip=settings.flip,
-        shift=settings.shift,
-        rotate=settings.rotate,
-        crop=settings.crop,
-        colour=settings.colour,
-        erase=settings.erase,
+def augmentation(settings: Settings) -> Augment:
+    """Return what the settings of the same names ask for."""
+    return Augment(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(Augment)})
+
+
+def _make_loss(learner: Learner, device: torch.device) -> Loss:
+    """Return the loss that the settings ask for, with what it needs to know of the classes."""
+    settings, classes = learner.settings, learner.blueprint.classes
+    labels = learner.dataset.source.labels[learner.dataset.indices("train")]
+    counts = np.bincount(labels, minlength=classes)
+    return Loss(
+        name=settings.loss,
+        smoothing=settings.label_smoothing,
+        gamma=settings.focal_gamma,
+        weights=_to_tensor(_class_weights(settings, counts), device),
+        adjustment=_to_tensor(settings.logit_adjustment * log_prior(counts), device),
     )
+
+
+def _class_weights(settings: Settings, counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the weight of each class, float64 (K,). Raises SettingError for a wrong number of them."""
+    given = settings.class_weights
+    if isinstance(given, str):
+        return weigh_classes(counts, given)
+    if len(given) != len(counts) or not any(given):
+        expected = f"class_weights with a number for each of the {len(counts)} classes"
+        raise SettingError(expected, got=str(given), fix="Give them in the order of the classes.")
+    return normalize_weights(np.array(given), counts)
+
+
+def _to_tensor(values: NDArray[np.float64], device: torch.device) -> torch.Tensor | None:
+    """Return float (K,), or None where all values are the same and change nothing."""
+    return None if np.ptp(values) == 0 else torch.tensor(values, dtype=torch.float32, device=device)
 
 
 class _Body(torch.nn.Module):
@@ -317,7 +353,8 @@ def _fit_probe(learner: Learner) -> bool:
     val = _extract(learner, "val", extract, until=_JUDGING_SHARE)
     train = _extract(learner, "train", extract, until=1.0)
     classes = learner.blueprint.classes
-    head = fit_head(train, val, classes=classes, penalties=PENALTIES)
+    loss = _make_loss(learner, torch.device("cpu"))
+    head = fit_head(train, val, loss=loss, classes=classes, penalties=PENALTIES)
     interrupted = learner.world.any(bool(learner.interrupts.caught))
     tune = not interrupted and not learner.world.any(not _can_tune(learner))
     weight, bias = head.weight, head.bias
@@ -325,15 +362,31 @@ def _fit_probe(learner: Learner) -> bool:
         learner.ended = "interrupted" if interrupted else "head"
         if not interrupted:
             learner.note("The budget leaves no time for fine-tuning that would do better: the head alone is fitted.")
-        if len(learner.dataset.indices("test")):
-            # Validation has served its purpose, and its images teach the head too.
-            weight, bias = fit_logistic(train.join(val), classes=classes, penalty=head.penalty)
-            learner.held_out = ("test",)
-            learner.note("The head was chosen on the validation images, then fitted on them as well.")
+            features = _add_features(learner, extract, train, val)
+            if features is not train:
+                weight, bias = fit_logistic(features, loss=loss, classes=classes, penalty=head.penalty)
     # Where time ran out, each process has seen other images: all go on with the first one's head.
     _set_head(learner, learner.world.share(weight), learner.world.share(bias))
     _remember_probe(learner, head, time.perf_counter() - start)
     return tune
+
+
+def _add_features(learner: Learner, extract: Extract, train: Features, val: Features) -> Features:
+    """Return the features that a head which will not be fine-tuned is fitted on.
+
+    Where others judge it, validation has served its purpose, and its images teach the head too. What time is left
+    shows it mirrored pictures.
+    """
+    features, parts = train, ["train"]
+    if len(learner.dataset.indices("test")):
+        features, parts = train.join(val), ["train", "val"]
+        learner.held_out = ("test",)
+        learner.note("The head was chosen on the validation images, then fitted on them as well.")
+    for part in parts if learner.settings.flip else ():
+        needed = _MIRRORED_SECONDS + _fit_seconds(learner, 2 * len(features.labels))
+        if not learner.world.any(learner.seconds_left() < needed):
+            features = features.join(_extract(learner, part, lambda x: extract(x.flip(3)), until=1.0, kind="mirrored "))
+    return features
 
 
 def _open_extractor(learner: Learner) -> Extract:
@@ -350,7 +403,7 @@ def _open_extractor(learner: Learner) -> Extract:
     return extract
 
 
-def _extract(learner: Learner, part: str, extract: Extract, *, until: float) -> Features:
+def _extract(learner: Learner, part: str, extract: Extract, *, until: float, kind: str = "") -> Features:
     """Compute features of a part, of as many images as the share `until` of the time left allows."""
     # In random order, so that those that the time allows are a fair sample.
     loader = learner.loader(part, batch_size=_FEATURE_BATCH, shuffle=True)
@@ -360,7 +413,7 @@ def _extract(learner: Learner, part: str, extract: Extract, *, until: float) -> 
     start, done = time.perf_counter(), 0
     left = learner.seconds_left() * until
 
-    with learner.display.progress(f"features of {part}") as advance:
+    with learner.display.progress(f"features of {kind}{part}") as advance:
 
         def watch(batch: Batch) -> bool:
             nonlocal done
@@ -373,7 +426,7 @@ def _extract(learner: Learner, part: str, extract: Extract, *, until: float) -> 
 
         features = extract_features(loader, normalize, extract, watch=watch)
     if done < len(loader.indices):
-        learner.warn(f"Time allowed features of {done:,} of {len(loader.indices):,} {part} images.")
+        learner.warn(f"Time allowed features of {done:,} of {len(loader.indices):,} {kind}{part} images.")
     learner.speed = learner.world.agree(learner.speed)
     return features
 

@@ -9,7 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from linnaeus.config import AUTO, Settings
+from linnaeus.data.preparation import Dataset
 from linnaeus.data.survey import Survey
 from linnaeus.images import Preprocess
 from linnaeus.models.registry import Entry
@@ -20,6 +23,8 @@ _FEW_EPOCHS, _LONG_EPOCHS = 4, 6
 _FEW_IMAGES, _MANY_IMAGES = 5_000, 20_000
 _HASTY_SECONDS = 1.2e-3  # of budget for each training image, below which the smallest network does better
 _STRETCHED = 2.0
+_IMBALANCED = 10.0
+_PART = 256  # images computed at once where a step sees all of them
 _SCRATCH_SIZE = 128  # side of photographs for a network that adapts to any size and starts from nothing
 
 
@@ -58,15 +63,12 @@ def _is_hasty(settings: Settings, images: int) -> bool:
     return images < _FEW_IMAGES or 0 < budget < _HASTY_SECONDS * images
 
 
-def choose_preprocess(chooser: Chooser, look: Survey, entry: Entry) -> Preprocess:
-    """Choose the size and shape in which the network sees a picture."""
-    pretrained = chooser.choose(
-        "pretrained",
-        bool(entry.weights) and not entry.name.startswith("timm:"),
-        _about_weights(entry),
-    )
+def choose_preprocess(chooser: Chooser, look: Survey, entry: Entry, *, at_hand: bool) -> Preprocess:
+    """Choose the size and shape in which the network sees a picture; `at_hand`: whether it has weights here."""
+    ready = at_hand and not (look.small and entry.pretrained_size and not chooser.settings.weights)
+    pretrained = chooser.choose("pretrained", ready, _about_weights(entry, ready=ready))
     channels = chooser.choose("channels", *_channels(look, pretrained))
-    size = chooser.choose("image_size", *_size(look, entry))
+    size = chooser.choose("image_size", *_size(look, entry, pretrained))
     fit = chooser.choose("fit", *_fit(look))
     mean = entry.mean if pretrained and entry.mean else (0.5,) * channels
     std = entry.std if pretrained and entry.std else (0.5,) * channels
@@ -81,10 +83,10 @@ def choose_preprocess(chooser: Chooser, look: Survey, entry: Entry) -> Preproces
     )
 
 
-def _about_weights(entry: Entry) -> str:
-    if entry.name.startswith("timm:") and entry.weights:
-        return "timm would fetch its weights from a hub; pretrained=true does"
-    return "published weights at hand" if entry.weights else "there are no published weights"
+def _about_weights(entry: Entry, *, ready: bool) -> str:
+    if ready:
+        return "published weights at hand"
+    return "they would have to be fetched; pretrained=true does" if entry.weights else "there are no published weights"
 
 
 def _channels(look: Survey, pretrained: bool) -> tuple[int, str]:
@@ -97,7 +99,9 @@ def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
     return values if len(values) == channels else (sum(values) / len(values),) * channels
 
 
-def _size(look: Survey, entry: Entry) -> tuple[int, str]:
+def _size(look: Survey, entry: Entry, pretrained: bool) -> tuple[int, str]:
+    if pretrained and entry.pretrained_size:
+        return entry.pretrained_size, "the size of the pictures that the published weights learned from"
     if entry.size:
         return entry.size, f"{entry.name} does well with it"
     if look.small:
@@ -115,7 +119,10 @@ def _fit(look: Survey) -> tuple[str, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Situation:
-    """What the training recipe depends on: the network, images to train on, kind of pictures and start."""
+    """What the training recipe depends on: the network, images to train on, kind of pictures and start.
+
+    `imbalance` is the largest class's number of images over the smallest's.
+    """
 
     model: str
     images: int
@@ -126,6 +133,24 @@ class Situation:
     packed: bool
     any_size: bool
     device: str
+    imbalance: float
+
+    @classmethod
+    def of(cls, dataset: Dataset, entry: Entry, look: Survey, settings: Settings, *, device: str) -> Situation:
+        """Return the situation of a run on these data."""
+        counts = np.bincount(dataset.source.labels[dataset.indices("train")])
+        return cls(
+            model=entry.name,
+            size=dataset.preprocess.height,
+            images=int(counts.sum()),
+            small=look.small,
+            grey=look.grey,
+            pretrained=bool(settings.pretrained),
+            packed=dataset.prepared.packed,
+            any_size=entry.any_size,
+            device=device,
+            imbalance=float(counts.max() / max(1, counts[counts > 0].min())),
+        )
 
 
 Advice = dict[str, tuple[Any, str]]
@@ -137,6 +162,24 @@ def choose_training(chooser: Chooser, now: Situation) -> None:
     chooser.choose("workers", *_workers(now))
     for name, (value, why) in (_augmentation(now) | _optimization(now, chooser.settings)).items():
         chooser.choose(name, value, why)
+    chooser.choose("accumulate", *_parts(chooser.settings))
+    chooser.choose("logit_adjustment", *_adjustment(chooser.settings, now))
+
+
+def _parts(settings: Settings) -> tuple[int, str]:
+    if settings.optimizer == "gd":
+        return -(-settings.batch_size // _PART), "all images make one step, a few hundred at a time"
+    return 1, "the batch fits into memory"
+
+
+def _adjustment(settings: Settings, now: Situation) -> tuple[float, str]:
+    """Answers for small classes cost answers for large ones: worth it where classes differ much."""
+    treated = settings.class_weights != "none" or settings.sampling != "none" or settings.loss == "focal"
+    if treated:
+        return 0.0, "unequal classes are treated otherwise"
+    if now.imbalance >= _IMBALANCED:
+        return 1.0, f"the largest class has {now.imbalance:.0f} times the images of the smallest"
+    return 0.0, "classes of similar size"
 
 
 def _choose_length(chooser: Chooser, now: Situation) -> None:
@@ -189,7 +232,14 @@ def _optimization(now: Situation, settings: Settings) -> Advice:
         recipe, why = _fastnet(now, settings), "short runs of this network"
     else:
         recipe, why = _FROM_SCRATCH, "a usual start for networks from scratch"
-    return {name: (value, why) for name, value in recipe.items()}
+    advice = {name: (value, why) for name, value in recipe.items()}
+    if settings.optimizer != AUTO and settings.optimizer != recipe["optimizer"]:
+        advice["lr"] = _RATES[settings.optimizer], f"a usual start for {settings.optimizer}"
+    if settings.optimizer == "gd":
+        advice["batch_size"] = now.images, "gradient descent sees all images in a step"
+    if settings.loss == "focal":
+        advice["label_smoothing"] = 0.0, "focal takes hard labels"
+    return advice
 
 
 def _fastnet(now: Situation, settings: Settings) -> dict[str, Any]:
@@ -210,6 +260,7 @@ def _fastnet(now: Situation, settings: Settings) -> dict[str, Any]:
     }
 
 
+_RATES = {"gd": 0.1, "sgd": 0.05, "rmsprop": 1e-3, "adam": 1e-3, "adamw": 1e-3, "lars": 1.0, "lamb": 5e-3, "muon": 0.02}
 _FINE_TUNING = {
     "batch_size": 16,
     "optimizer": "adamw",

@@ -25,6 +25,7 @@ from linnaeus.images import Preprocess
 from linnaeus.judging import columns_of
 from linnaeus.learning import Learner, learn, take_best
 from linnaeus.models.registry import Blueprint, Classifier, Entry, create_model, find_model
+from linnaeus.models.weights import at_hand as weights_at_hand
 from linnaeus.models.weights import load_pretrained
 from linnaeus.recipes import Chooser, Situation, choose_model, choose_preprocess, choose_training
 from linnaeus.reporting.summary import Story, write_report
@@ -182,12 +183,17 @@ def _prepare(run: Run) -> Ground:
     source = _open(run)
     look = survey(source)
     entry = find_model(choose_model(run.chooser, look, len(source)))
-    preprocess = choose_preprocess(run.chooser, look, entry)
+    at_hand = weights_at_hand(entry, run.settings.weights)
+    preprocess = choose_preprocess(run.chooser, look, entry, at_hand=at_hand)
     blueprint = Blueprint(
-        name=entry.name, classes=len(source.classes), channels=preprocess.channels, size=preprocess.height
+        name=entry.name,
+        classes=len(source.classes),
+        channels=preprocess.channels,
+        size=preprocess.height,
+        options=run.settings.of_network(),
     )
     with run.timed("building"):
-        model = _build_model(run.settings, entry, blueprint, device)
+        model = _build_model(run, entry, blueprint, device)
     with run.timed("reading images"):
         dataset = _read_images(run, source, preprocess, entry)
     return Ground(look=look, dataset=dataset, entry=entry, blueprint=blueprint, model=model, device=device)
@@ -202,12 +208,13 @@ def _open(run: Run) -> Source:
     return source
 
 
-def _build_model(settings: Settings, entry: Entry, blueprint: Blueprint, device: torch.device) -> Classifier:
+def _build_model(run: Run, entry: Entry, blueprint: Blueprint, device: torch.device) -> Classifier:
     """Build the network, with its published weights if it starts from them."""
-    seed_all(device, settings.seed)
+    seed_all(device, run.settings.seed)
     model = create_model(blueprint)
-    if settings.pretrained:
-        load_pretrained(model, entry, blueprint)
+    if run.settings.pretrained:
+        with run.display.progress("fetching weights") as advance:
+            load_pretrained(model, entry, blueprint, given=run.settings.weights, progress=advance)
     return model
 
 
@@ -259,19 +266,10 @@ def _carry_out(run: Run, ground: Ground) -> RunResult:
 
 def _build_learner(run: Run, ground: Ground) -> Learner:
     dataset, entry, look, device = ground.dataset, ground.entry, ground.look, ground.device
-    now = Situation(
-        model=entry.name,
-        size=dataset.preprocess.height,
-        images=len(dataset.indices("train")),
-        small=look.small,
-        grey=look.grey,
-        pretrained=bool(run.settings.pretrained),
-        packed=dataset.prepared.packed,
-        any_size=entry.any_size,
-        device=device.type,
-    )
+    now = Situation.of(dataset, entry, look, run.settings, device=device.type)
     choose_training(run.chooser, now)
     _check_sizes(run.settings, entry)
+    _check_sense(run.settings)
     if entry.looks:
         _show_pictures(ground.model, dataset)
     model = ground.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -283,6 +281,14 @@ def _build_learner(run: Run, ground: Ground) -> Learner:
         settings=run.settings, dataset=dataset, entry=entry, blueprint=ground.blueprint, model=model, device=device,
         world=run.world, display=run.display, interrupts=run.interrupts, started=run.started, folder=run.folder,
     )  # fmt: skip
+
+
+def _check_sense(settings: Settings) -> None:
+    """Refuse settings that contradict each other. Raises SettingError."""
+    soft = [name for name in ("label_smoothing", "mixup", "cutmix") if getattr(settings, name)]
+    if settings.loss == "focal" and soft:
+        got = ", ".join(f"{name}={getattr(settings, name)}" for name in soft)
+        raise SettingError("hard labels for loss=focal", got=got, fix=f"Set {soft[0]}=0, or choose another loss.")
 
 
 def _check_sizes(settings: Settings, entry: Entry) -> None:
@@ -346,7 +352,7 @@ def _trial(run: Run, model: Classifier, dataset: Dataset) -> int:
 def _blank(settings: Settings, dataset: Dataset) -> torch.Tensor:
     """Return a few blank pictures of the size in training, float (N, C, H, W)."""
     side = settings.train_size
-    few = 2 if side > _LARGE else 128
+    few = 2 if side > _LARGE else min(128, settings.batch_size)
     return torch.zeros(few, dataset.preprocess.channels, side, side).contiguous(memory_format=torch.channels_last)
 
 

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import http.client
 import os
 import tarfile
-import urllib.error
-import urllib.request
-import uuid
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,13 +11,8 @@ import numpy as np
 
 from linnaeus.data.labelled import Reading
 from linnaeus.errors import DataError, DownloadError, MissingExtraError, suggest
-from linnaeus.storage import cache_folder, new_folder, storage_errors, sync_folder
-
-MAX_DOWNLOAD = 1 << 30
-TIMEOUT = 30.0  # seconds without a byte
-_BLOCK = 1 << 18
-
-Progress = Callable[[int, int], None]
+from linnaeus.fetching import Progress, check_file, download
+from linnaeus.storage import cache_folder, new_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,84 +128,6 @@ def read_digits() -> Reading:
     return Reading(images=pixels, labels=np.asarray(digits.target, np.int64))
 
 
-def download(url: str, destination: Path, *, digest: str, progress: Progress | None = None) -> None:
-    """Fetch a file whole or not at all.
-
-    Args:
-        url: http or https.
-        destination: where the file shall lie; its folder is made.
-        digest: "md5:" or "sha256:" and the hexadecimal digits.
-        progress: called with the bytes done and in total, 0 where the total is unknown.
-
-    Raises:
-        DownloadError: no connection, an answer other than the file, a cut connection, or a wrong checksum.
-        StorageError: the disk is full or refuses.
-    """
-    with storage_errors(destination):
-        destination.parent.mkdir(parents=True, exist_ok=True)
-    part = destination.with_name(f"{destination.name}.part-{uuid.uuid4().hex[:8]}")
-    try:
-        found = _stream(url, part, destination, digest, progress or _ignore)
-        if found != digest:
-            raise _download_error(url, destination, digest, got=f"the checksum {found}")
-        with storage_errors(destination):
-            part.replace(destination)
-            sync_folder(destination.parent)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _ignore(done: int, total: int) -> None:
-    """Report nothing."""
-
-
-def _stream(url: str, part: Path, destination: Path, digest: str, progress: Progress) -> str:
-    """Write the answer to `part` and return its digest in the form of the one expected."""
-    if not url.startswith(("http://", "https://")):
-        raise _download_error(url, destination, digest, got="another kind of address")
-    try:
-        answer = urllib.request.urlopen(url, timeout=TIMEOUT)  # noqa: S310  (the scheme is checked above)
-    except urllib.error.HTTPError as error:
-        error.close()
-        raise _download_error(url, destination, digest, got=_reason(error)) from error
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise _download_error(url, destination, digest, got=_reason(error)) from error
-    with answer:
-        length = answer.headers.get("Content-Length") or ""
-        total = int(length) if length.isdecimal() else 0
-        hasher = hashlib.new(digest.partition(":")[0], usedforsecurity=False)
-        with storage_errors(destination), part.open("wb") as file:
-            done = 0
-            while block := _receive(answer, url, destination, digest):
-                done += len(block)
-                if done > MAX_DOWNLOAD:
-                    raise _download_error(url, destination, digest, got=f"more than {MAX_DOWNLOAD:,} bytes")
-                file.write(block)
-                hasher.update(block)
-                progress(done, total)
-            file.flush()
-            os.fsync(file.fileno())
-    if total and done != total:
-        raise _download_error(url, destination, digest, got=f"{done:,} of {total:,} bytes")
-    return f"{hasher.name}:{hasher.hexdigest()}"
-
-
-def _receive(answer: http.client.HTTPResponse, url: str, destination: Path, digest: str) -> bytes:
-    try:
-        return answer.read(_BLOCK)
-    except (OSError, http.client.HTTPException) as error:
-        raise _download_error(url, destination, digest, got=f"a cut connection ({_reason(error)})") from error
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
-
-
-def _download_error(url: str, destination: Path, digest: str, *, got: str) -> DownloadError:
-    fix = f"Try again, or fetch it by hand: {url} with the checksum {digest} belongs at {destination}."
-    return DownloadError(f"the whole file {url}", got=got, fix=fix)
-
-
 def _fetch_set(known: NamedSet, cache: Path, progress: Progress | None) -> Path:
     """Return the set's folder in the cache, after fetching what of it is not there."""
     folder = cache / known.folder
@@ -241,15 +152,7 @@ def _fetch(remote: Remote, destination: Path, progress: Progress | None) -> None
         except DownloadError:
             if place == len(remote.mirrors):
                 raise
-    if (found := _digest_of(destination, remote.digest)) != remote.digest:
-        got = f"{destination} with the checksum {found}"
-        raise DownloadError(f"a file with the checksum {remote.digest}", got=got, fix="Delete it and try again.")
-
-
-def _digest_of(path: Path, like: str) -> str:
-    with path.open("rb") as file:
-        hasher = hashlib.file_digest(file, lambda: hashlib.new(like.partition(":")[0], usedforsecurity=False))
-    return f"{hasher.name}:{hasher.hexdigest()}"
+    check_file(destination, remote.digest)
 
 
 def _unpack(archive: Path, folder: Path) -> None:
@@ -262,5 +165,5 @@ def _unpack(archive: Path, folder: Path) -> None:
             (temporary / folder.name).rmdir()
     except (tarfile.TarError, EOFError) as error:
         raise DownloadError(
-            f"the archive {archive} whole", got=_reason(error), fix="Delete it and try again."
+            f"the archive {archive} whole", got=f"{type(error).__name__}: {error}", fix="Delete it and try again."
         ) from error

@@ -13,9 +13,10 @@ from linnaeus.data.arrays import read_pair
 from linnaeus.data.binary import holds_cifar, holds_idx, read_cifar, read_idx, read_npz
 from linnaeus.data.folders import has_class_folders, read_folder
 from linnaeus.data.labelled import Reading, Source, build_source, file_name
-from linnaeus.data.named import NAMED, NAMES, Progress, locate, read_digits
+from linnaeus.data.named import NAMED, NAMES, locate, read_digits
 from linnaeus.data.tables import Columns, read_table
 from linnaeus.errors import DataError, suggest
+from linnaeus.fetching import Progress
 
 __all__ = ["Columns", "Data", "Source", "open_source"]
 

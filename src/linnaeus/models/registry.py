@@ -16,6 +16,14 @@ from torch import nn
 
 from linnaeus.errors import ModelError, suggest
 
+SMALL = 64  # pictures up to this side get stems that keep their resolution
+IMAGENET: dict[str, Any] = {  # what torchvision's published weights expect
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+    "pretrained_size": 224,
+    "licence": "BSD-3-Clause",
+}
+
 
 class Classifier(nn.Module):
     """A network in two parts.
@@ -38,7 +46,10 @@ class Classifier(nn.Module):
         return features
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return logits float (N, K) of images float (N, C, H, W)."""
+        """Return logits float (N, K) of images float (N, C, H, W).
+
+        In training, a network with auxiliary heads returns a tuple: these, and the logits of each auxiliary head.
+        """
         logits: torch.Tensor = self.head(self.features(images))
         return logits
 
@@ -65,7 +76,9 @@ class Entry:
     Attributes:
         build: makes it from (classes, channels, size, **options).
         about: one sentence. smallest: the smallest side of a picture in pixels that it can see.
-        size: the side it was made for, 0 where it adapts to the data.
+        size: the side it was made for, 0 where it adapts to the data. pretrained_size: the side that its published
+            weights were made with, which is taken with them where `size` is 0.
+        options: names of the settings of the network itself that `build` takes.
         mean, std: what its pretrained weights expect; None where the data's own are taken.
         weights: name of the published weights that can be loaded, "" for none.
         licence: of those weights.
@@ -78,6 +91,8 @@ class Entry:
     about: str
     smallest: int = 8
     size: int = 0
+    pretrained_size: int = 0
+    options: tuple[str, ...] = ()
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     interpolation: str = "bilinear"
@@ -138,6 +153,10 @@ def create_model(blueprint: Blueprint) -> Classifier:
             got=f"image_size={blueprint.size}",
             fix=f"Set image_size={entry.smallest} or larger, or choose another model.",
         )
+    if unknown := [name for name in blueprint.options if name not in entry.options and not entry.timm]:
+        takes = f"{entry.name} takes {', '.join(entry.options) or 'none of its own'}"
+        got = ", ".join(f"{name}={blueprint.options[name]}" for name in unknown)
+        raise ModelError(f"settings of the network {entry.name}", got=got, fix=f"Leave it out: {takes}.")
     return entry.build(blueprint.classes, blueprint.channels, blueprint.size, **blueprint.options)
 
 
@@ -148,4 +167,4 @@ def count_parameters(model: nn.Module) -> int:
 
 def _load_families() -> None:
     """Import the families, each of which registers its networks."""
-    from linnaeus.models import efficientnet, fast, plain, resnet  # noqa: F401  (imported for what they register)
+    from linnaeus.models import efficientnet, fast, googlenet, plain, resnet  # noqa: F401  (imported for what they register)

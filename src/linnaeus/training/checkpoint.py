@@ -87,7 +87,9 @@ def save_state(state: State, path: Path) -> None:
         tensors |= _prefix("best", state.best.weights)
     facts = {
         "numbers": {name: getattr(state, name) for name in _NUMBERS},
-        "rates": [group["lr"] for group in state.optimizer.param_groups],
+        "groups": [_numbers(group) for group in state.optimizer.param_groups],
+        "scalars": [_scalars(group) for group in state.optimizer.param_groups],
+        "counts": _optimizer_numbers(state.optimizer),
         "tally": asdict(state.tally),
         "best": {"accuracy": state.best.accuracy, "loss": state.best.loss} if state.best else None,
         "history": [asdict(result) for result in state.history],
@@ -120,8 +122,11 @@ def _fill(state: State, tensors: Weights, facts: Mapping[str, Any]) -> None:
     if state.average is not None:
         state.average.load_state_dict(_under("average", tensors))
     _fill_optimizer(state.optimizer, _under("optimizer", tensors))
-    for group, rate in zip(state.optimizer.param_groups, facts["rates"]):
-        group["lr"] = rate
+    for group, numbers, scalars in zip(state.optimizer.param_groups, facts["groups"], facts["scalars"], strict=True):
+        group.update(numbers)
+        group.update({name: torch.tensor(value) for name, value in scalars.items()})
+    for name, numbers in facts["counts"].items():
+        state.optimizer.state[_parameters(state.optimizer)[int(name)]].update(numbers)
     for name in _NUMBERS:
         setattr(state, name, facts["numbers"][name])
     state.tally = Tally(**facts["tally"])
@@ -151,6 +156,21 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> Weights:
         for key, value in optimizer.state.get(parameter, {}).items()
         if isinstance(value, torch.Tensor)
     }
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if isinstance(value, int | float)}
+
+
+def _scalars(values: Mapping[str, Any]) -> dict[str, float]:
+    """Return what is a number in a tensor, as some optimizers keep their count of steps."""
+    return {name: float(value) for name, value in values.items() if isinstance(value, torch.Tensor)}
+
+
+def _optimizer_numbers(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, float]]:
+    """Return what an optimizer keeps of each weight that is a number and no tensor, such as its count of steps."""
+    found = {str(i): _numbers(optimizer.state.get(p, {})) for i, p in enumerate(_parameters(optimizer))}
+    return {name: numbers for name, numbers in found.items() if numbers}
 
 
 def _fill_optimizer(optimizer: torch.optim.Optimizer, tensors: Weights) -> None:

@@ -19,7 +19,7 @@ from linnaeus.errors import TrainingError
 from linnaeus.results import EpochResult
 from linnaeus.runtime import World, autocast, seed_all
 from linnaeus.training.checkpoint import Best, State, Tally, copy_weights
-from linnaeus.training.optim import Rule, Schedule, set_learning_rate
+from linnaeus.training.optim import Rule, Schedule, add_l1, set_learning_rate
 from linnaeus.training.tasks import Normalizer, Task
 
 _BAD_STEPS_IN_A_ROW = 3
@@ -177,7 +177,8 @@ def _train_step(session: _Session, batch: Batch) -> None:
     state, plan = session.state, session.plan
     progress = session.progress(state.batch, state.seconds)
     seed_all(plan.device, plan.seed, state.epoch, state.batch, plan.world.rank)
-    set_learning_rate(state.optimizer, plan.rule.lr * plan.schedule.at(progress))
+    factor = plan.schedule.at(progress, [result.val_loss for result in state.history])
+    set_learning_rate(state.optimizer, plan.rule.lr * factor)
     state.optimizer.zero_grad(set_to_none=True)
     statistics = [buffer.clone() for buffer in session.buffers]
     results = _backward(session, batch)
@@ -226,15 +227,7 @@ def _cut(batch: Batch, parts: int, processes: int) -> list[Batch]:
     if parts == 1:
         return [batch]
     edges = [n * i // parts for i in range(parts + 1)]
-    return [
-        Batch(
-            pixels=batch.pixels[start:end],
-            labels=batch.labels[start:end],
-            samples=batch.samples[start:end],
-            share=batch.share * (end - start) / n,
-        )
-        for start, end in itertools.pairwise(edges)
-    ]
+    return [batch.cut(start, end) for start, end in itertools.pairwise(edges)]
 
 
 def _skip_step(state: State, batch: Batch) -> None:
@@ -255,6 +248,8 @@ def _follow_gradient(state: State, plan: Plan) -> None:
     """Clip, step, and move the average after the weights."""
     if state.scaler is not None:
         state.scaler.unscale_(state.optimizer)
+    if plan.rule.l1:
+        add_l1(state.optimizer)
     if plan.clip_norm:
         torch.nn.utils.clip_grad_norm_(state.model.parameters(), plan.clip_norm)
     if state.scaler is not None:

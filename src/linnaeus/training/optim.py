@@ -1,16 +1,31 @@
-"""Optimizers over parameter groups, and the schedules of their learning rate."""
+"""Optimizers over parameter groups, and the schedules of their learning rate.
+
+With gradient g, rate lr, weight w and weight decay d, a step of each is
+
+    gd, sgd    g += d w;  v = momentum v + g;  w -= lr (g + momentum v) with nesterov, else w -= lr v
+               gd has no momentum and sees all images in one step.
+    rmsprop    g += d w;  s = 0.9 s + 0.1 g^2;  w -= lr g / (sqrt(s) + eps)               (Hinton 2012)
+    adam       g += d w;  m, s = averages of g, g^2;  w -= lr m' / (sqrt(s') + eps)       (Kingma and Ba 2015)
+    adamw      as adam without d in g;  w -= lr d w                                       (Loshchilov and Hutter 2019)
+    lars       sgd, each layer's rate in proportion to its weights' norm over its step's  (You et al. 2017)
+    lamb       adamw, likewise                                                            (You et al. 2020)
+    muon       of filters and matrices the momentum, made orthogonal; adamw of the rest   (Jordan et al. 2024)
+
+where m' and s' are freed from the bias of their start at zero. L1 adds l1 sign(w) to g.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
-from linnaeus.errors import SettingError
-
 _BETAS = (0.9, 0.99)  # of adamw: runs of minutes are too short for a memory of a thousand steps
+_RMS_DECAY = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,39 +33,88 @@ class Rule:
     """How weights follow the gradient.
 
     Attributes:
-        optimizer: "sgd" (Nesterov momentum), "adam" or "adamw".
-        lr: highest learning rate. head_factor: how much larger it is for the head.
-        weight_decay: of matrices and filters; norms and biases have none. L2 for sgd and adam, decoupled for adamw.
+        optimizer: one of the names above. lr: highest learning rate. head_factor: how much larger it is for the head.
+        momentum: of sgd, lars, rmsprop and muon. nesterov: whether that of sgd looks ahead.
+        weight_decay: of matrices and filters; norms and biases have none. Coupled (L2) for gd, sgd, rmsprop, adam and
+            lars, decoupled for the others.
+        l1: weight of the sum of absolute values of the same weights.
     """
 
     optimizer: str
     lr: float
     momentum: float = 0.9
+    nesterov: bool = True
     weight_decay: float = 0.0
+    l1: float = 0.0
     head_factor: float = 1.0
+
+
+Groups = list[dict[str, Any]]
 
 
 def make_optimizer(model: nn.Module, rule: Rule, *, head: nn.Module | None = None) -> torch.optim.Optimizer:
     """Return an optimizer over a model's trainable parameters, decayed and not, head and body apart."""
     in_head = {id(parameter) for parameter in head.parameters()} if head is not None else set()
-    grouped: dict[tuple[float, float], list[nn.Parameter]] = {}  # as few as there are: each takes time at every step
+    grouped: dict[tuple[float, float, float], list[nn.Parameter]] = {}  # as few as possible: each takes time at a step
     for parameter in model.parameters():
         if parameter.requires_grad:
             factor = rule.head_factor if id(parameter) in in_head else 1.0
-            decay = rule.weight_decay if parameter.ndim > 1 else 0.0
-            grouped.setdefault((factor, decay), []).append(parameter)
+            shrinks = parameter.ndim > 1
+            key = (factor, rule.weight_decay if shrinks else 0.0, rule.l1 if shrinks else 0.0)
+            grouped.setdefault(key, []).append(parameter)
     groups = [
-        {"params": parameters, "factor": factor, "weight_decay": decay}
-        for (factor, decay), parameters in grouped.items()
+        {"params": parameters, "factor": factor, "weight_decay": decay, "l1": l1}
+        for (factor, decay, l1), parameters in grouped.items()
     ]
-    if rule.optimizer == "sgd":
-        nesterov = rule.momentum > 0
-        return torch.optim.SGD(groups, lr=rule.lr, momentum=rule.momentum, nesterov=nesterov, fused=True)
-    if rule.optimizer == "adam":
-        return torch.optim.Adam(groups, lr=rule.lr, fused=True)
-    if rule.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=rule.lr, betas=_BETAS, fused=True)
-    raise SettingError("optimizer to be sgd, adam or adamw", got=repr(rule.optimizer), fix="Choose one of them.")
+    return _MAKERS[rule.optimizer](groups, rule)
+
+
+def _make_sgd(groups: Groups, rule: Rule) -> torch.optim.Optimizer:
+    momentum = 0.0 if rule.optimizer == "gd" else rule.momentum
+    nesterov = rule.nesterov and momentum > 0
+    return torch.optim.SGD(groups, lr=rule.lr, momentum=momentum, nesterov=nesterov, fused=True)
+
+
+def _make_rmsprop(groups: Groups, rule: Rule) -> torch.optim.Optimizer:
+    return torch.optim.RMSprop(groups, lr=rule.lr, alpha=_RMS_DECAY, momentum=rule.momentum, foreach=True)
+
+
+def _make_adam(groups: Groups, rule: Rule) -> torch.optim.Optimizer:
+    return torch.optim.Adam(groups, lr=rule.lr, fused=True)
+
+
+def _make_adamw(groups: Groups, rule: Rule) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, lr=rule.lr, betas=_BETAS, fused=True)
+
+
+def _make_lars(groups: Groups, rule: Rule) -> torch.optim.Optimizer:
+    from timm.optim.lars import Lars
+
+    return Lars(groups, lr=rule.lr, momentum=rule.momentum, nesterov=rule.nesterov and rule.momentum > 0)
+
+
+def _make_lamb(groups: Groups, rule: Rule) -> torch.optim.Optimizer:
+    from timm.optim.lamb import Lamb
+
+    return Lamb(groups, lr=rule.lr, decoupled_decay=True)
+
+
+def _make_muon(groups: Groups, rule: Rule) -> torch.optim.Optimizer:
+    from timm.optim.muon import Muon
+
+    return Muon(groups, lr=rule.lr, momentum=rule.momentum, nesterov=rule.nesterov)
+
+
+_MAKERS: dict[str, Callable[[Groups, Rule], torch.optim.Optimizer]] = {
+    "gd": _make_sgd,
+    "sgd": _make_sgd,
+    "rmsprop": _make_rmsprop,
+    "adam": _make_adam,
+    "adamw": _make_adamw,
+    "lars": _make_lars,
+    "lamb": _make_lamb,
+    "muon": _make_muon,
+}
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -59,25 +123,57 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group["factor"]
 
 
+@torch.no_grad()
+def add_l1(optimizer: torch.optim.Optimizer) -> None:
+    """Add the gradient of each group's L1 term, l1 sign(w), to the gradients."""
+    for group in optimizer.param_groups:
+        if group["l1"]:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad.add_(parameter.sign(), alpha=group["l1"])
+
+
+_PLATEAU_EPOCHS = 3
+
+
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
     """The learning rate as a share of its highest, over the progress of a run.
 
     Attributes:
-        shape: "constant", "cosine" (Loshchilov and Hutter 2017), "linear", or "onecycle" (Smith 2018: from a
-            25th up along a cosine and down to nothing).
-        warmup: share of the run in which the rate rises.
+        shape: "constant", "cosine" (Loshchilov and Hutter 2017), "linear", "onecycle" (Smith 2018: from a 25th up
+            along a cosine and down to nothing), "step" (times `factor` after each third of the run), "exponential"
+            (evenly down to `factor` squared), or "plateau" (times `factor` whenever three epochs in a row have not
+            brought a lower validation loss).
+        warmup: share of the run in which the rate rises. factor: in (0, 1].
     """
 
     shape: str
     warmup: float = 0.0
+    factor: float = 0.1
 
-    def at(self, progress: float) -> float:
-        """Return the factor in [0, 1] at a progress in [0, 1]."""
+    def at(self, progress: float, val_losses: Sequence[float] = ()) -> float:
+        """Return the factor in [0, 1] at a progress in [0, 1], after epochs with these validation losses."""
         if progress < self.warmup:
             risen = progress / self.warmup
             return 0.04 + 0.96 * (1 - math.cos(math.pi * risen)) / 2 if self.shape == "onecycle" else risen
         fallen = min(1.0, (progress - self.warmup) / max(1e-12, 1 - self.warmup))
-        if self.shape == "constant":
-            return 1.0
-        return 1 - fallen if self.shape == "linear" else (1 + math.cos(math.pi * fallen)) / 2
+        if self.shape in ("cosine", "onecycle"):
+            return (1 + math.cos(math.pi * fallen)) / 2
+        powers = {
+            "step": min(2, int(3 * fallen)),
+            "exponential": 2 * fallen,
+            "plateau": count_plateaus(val_losses) if self.shape == "plateau" else 0,
+        }
+        return 1 - fallen if self.shape == "linear" else self.factor ** powers.get(self.shape, 0)
+
+
+def count_plateaus(losses: Sequence[float]) -> int:
+    """Return how often three epochs in a row have not brought a lower loss than the lowest before them."""
+    lowest, waited, plateaus = math.inf, 0, 0
+    for loss in losses:
+        waited = 0 if loss < lowest else waited + 1
+        lowest = min(lowest, loss)
+        if waited == _PLATEAU_EPOCHS:
+            plateaus, waited = plateaus + 1, 0
+    return plateaus

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnxruntime
 import torch
-import torch.nn.functional as F
 
 from linnaeus.data.loaders import Batch, Loader
+from linnaeus.training.losses import Loss
 from linnaeus.training.tasks import Normalizer
 
 _LENGTH = 30.0
@@ -74,20 +74,21 @@ def extract_features(
     return Features(features=torch.cat(features), labels=torch.cat(labels))
 
 
-def fit_head(train: Features, val: Features, *, classes: int, penalties: Sequence[float]) -> Head:
+def fit_head(train: Features, val: Features, *, loss: Loss, classes: int, penalties: Sequence[float]) -> Head:
     """Fit L2-regularized multinomial logistic regressions and return the one that is best on validation."""
-    heads = [_judge(fit_logistic(train, classes=classes, penalty=penalty), val, penalty) for penalty in penalties]
+    fits = [(fit_logistic(train, loss=loss, classes=classes, penalty=penalty), penalty) for penalty in penalties]
+    heads = [_judge(fitted, val, penalty, _plain(loss)) for fitted, penalty in fits]
     return min(heads, key=lambda head: head.loss)
 
 
 def fit_logistic(
-    train: Features, *, classes: int, penalty: float, steps: int = 60
+    train: Features, *, loss: Loss, classes: int, penalty: float, steps: int = 60
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return weight float32 (K, D) and bias float32 (K,) of a multinomial logistic regression, fitted by L-BFGS.
 
-    `penalty` is lambda of mean cross-entropy + lambda / 2 * |W|^2, on features that are centred, divided by the root of
-    their deviation (between leaving them as they are and whitening each, it did best over five sets of photographs),
-    and scaled together to a root mean square length of 30.
+    Of `loss`, weights and adjustment count. `penalty` is lambda of mean cross-entropy + lambda / 2 * |W|^2, on features
+    that are centred, divided by the root of their deviation (between leaving them as they are and whitening each, it
+    did best over five sets of photographs), and scaled together to a root mean square length of 30.
     """
     mean = train.features.mean(dim=0)
     centred = train.features - mean
@@ -96,13 +97,14 @@ def fit_logistic(
     x = centred * scale
     weight = torch.zeros(classes, x.shape[1], requires_grad=True)
     bias = torch.zeros(classes, requires_grad=True)
+    plain = _plain(loss)
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=steps, history_size=10, line_search_fn="strong_wolfe")
 
     def closure() -> float:
         optimizer.zero_grad()
-        loss = F.cross_entropy(x @ weight.T + bias, train.labels) + penalty / 2 * weight.square().sum()
-        loss.backward()
-        return float(loss.detach())
+        total = plain(x @ weight.T + bias, train.labels) + penalty / 2 * weight.square().sum()
+        total.backward()
+        return float(total.detach())
 
     optimizer.step(closure)
     # Fold the scaling of the features into the head, which then works on features as they come.
@@ -110,7 +112,12 @@ def fit_logistic(
     return folded, (bias - folded @ mean).detach()
 
 
-def _judge(fitted: tuple[torch.Tensor, torch.Tensor], val: Features, penalty: float) -> Head:
+def _plain(loss: Loss) -> Loss:
+    """Return the cross-entropy with a loss's weights and adjustment."""
+    return replace(loss, name="cross_entropy", smoothing=0.0)
+
+
+def _judge(fitted: tuple[torch.Tensor, torch.Tensor], val: Features, penalty: float, loss: Loss) -> Head:
     weight, bias = fitted
     if not len(val.labels):
         return Head(weight=weight, bias=bias, penalty=penalty, loss=math.nan, accuracy=0.0)
@@ -119,6 +126,6 @@ def _judge(fitted: tuple[torch.Tensor, torch.Tensor], val: Features, penalty: fl
         weight=weight,
         bias=bias,
         penalty=penalty,
-        loss=float(F.cross_entropy(logits, val.labels)),
+        loss=float(loss(logits, val.labels)),
         accuracy=float((logits.argmax(dim=1) == val.labels).float().mean()),
     )

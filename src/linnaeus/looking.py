@@ -1,0 +1,98 @@
+"""A look at data before training: what is in them, and a sheet of what the network will see of them."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from linnaeus.config import Settings
+from linnaeus.data.preparation import Dataset, build_dataset
+from linnaeus.data.sources import open_source
+from linnaeus.data.survey import Survey, survey
+from linnaeus.display import Display, Silent
+from linnaeus.judging import columns_of
+from linnaeus.learning import augmentation
+from linnaeus.models.registry import find_model
+from linnaeus.models.weights import at_hand
+from linnaeus.recipes import Chooser, Situation, choose_model, choose_preprocess, choose_training
+from linnaeus.storage import write_file
+
+_ROWS, _COLUMNS = 8, 9  # images, and ways in which each is changed, after the image itself
+_GAP, _CELL = 4, 96
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What was found: the data, what its pictures are like, and the settings that a run on them would use."""
+
+    dataset: Dataset
+    survey: Survey
+    settings: Settings
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the facts as JSON values."""
+        source = self.dataset.source
+        return {
+            "name": source.name,
+            "images": len(source),
+            "classes": list(source.classes),
+            "counts": self.dataset.counts(),
+            "median_side": self.survey.side,
+            "longest_side": self.survey.longest,
+            "grey": self.survey.grey,
+            "unreadable": [{"path": image.path, "reason": image.reason} for image in self.dataset.prepared.bad],
+            "notes": list(source.notes),
+            "settings": self.settings.to_dict(),
+        }
+
+
+def look_at_data(data: Any, *, display: Display | None = None, **settings: Any) -> Look:
+    """Read labelled images as `train` would, and choose what it would choose.
+
+    Takes what `train` takes. Raises DataError or SettingError as `train` does; a share of unreadable images is none.
+    """
+    told = display or Silent()
+    chooser = Chooser(settings=Settings.of(settings).replace({"max_bad": 1.0}))
+    with told.progress("fetching") as advance:
+        source = open_source(data, columns=columns_of(chooser.settings), progress=advance)
+    look = survey(source)
+    entry = find_model(choose_model(chooser, look, len(source)))
+    preprocess = choose_preprocess(chooser, look, entry, at_hand=at_hand(entry, chooser.settings.weights))
+    with told.progress("reading images") as advance:
+        dataset = build_dataset(source, preprocess, chooser.settings, progress=advance)
+    now = Situation.of(dataset, entry, look, chooser.settings, device="cpu")
+    choose_training(chooser, now)
+    return Look(dataset=dataset, survey=look, settings=chooser.settings)
+
+
+def write_sheet(look: Look, path: Path) -> None:
+    """Write a PNG with a row for each of some training images: the image, then what training makes of it in turn."""
+    rows = [_row(look, int(i)) for i in look.dataset.indices("train", at_most=_ROWS)]
+    sheet = np.concatenate([np.concatenate([_frame(cell) for cell in row], axis=1) for row in rows], axis=0)
+    stream = io.BytesIO()
+    Image.fromarray(sheet).save(stream, "PNG")
+    write_file(path, stream.getvalue())
+
+
+def _row(look: Look, index: int) -> list[NDArray[np.uint8]]:
+    augment, sample = augmentation(look.settings), np.array([index])
+    pixels = look.dataset.prepared.pixels.take(sample)
+    changed = [
+        augment.apply(pixels, seed=look.settings.seed, epoch=epoch, samples=sample, size=look.settings.train_size)
+        for epoch in range(_COLUMNS)
+    ]
+    return [pixels[0], *(image.permute(0, 2, 3, 1).numpy()[0] for image in changed)]
+
+
+def _frame(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return uint8 (side, side, 3): a picture enlarged or made smaller, in a white frame."""
+    colour = np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
+    way = Image.Resampling.NEAREST if len(colour) < _CELL else Image.Resampling.BILINEAR
+    small = np.asarray(Image.fromarray(colour).resize((_CELL, _CELL), way))
+    return np.pad(small, ((_GAP, _GAP), (_GAP, _GAP), (0, 0)), constant_values=255)

@@ -9,7 +9,6 @@ import time
 
 import pytest
 import torch
-from torch import nn
 
 from linnaeus import runtime
 from linnaeus.errors import SettingError
@@ -26,7 +25,6 @@ from linnaeus.runtime import (
     keep_memory,
     list_versions,
     seed_all,
-    speeds_up,
 )
 
 
@@ -176,16 +174,3 @@ def test_versions_and_memory() -> None:
     """The versions of what a run rests on are listed, and keeping memory does no harm."""
     keep_memory()
     assert {"python", "machine", "torch", "numpy"} <= set(list_versions())
-
-
-@pytest.mark.parametrize("slow", ["bf16", "fp32"])
-def test_a_precision_is_timed(slow: str) -> None:
-    """A precision speeds a network up if a step in it takes less time than in fp32, and not otherwise."""
-
-    class Lazy(nn.Linear):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            if torch.is_autocast_enabled("cpu") == (slow == "bf16"):
-                time.sleep(0.05)
-            return super().forward(x)
-
-    assert speeds_up("bf16", Lazy(3, 2), torch.zeros(4, 3)) == (slow == "fp32")

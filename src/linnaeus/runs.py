@@ -43,7 +43,6 @@ from linnaeus.runtime import (
     keep_memory,
     list_versions,
     seed_all,
-    speeds_up,
 )
 from linnaeus.training.loop import side_at
 
@@ -274,7 +273,7 @@ def _build_learner(run: Run, ground: Ground) -> Learner:
         _show_pictures(ground.model, dataset)
     model = ground.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     _try_out(run.settings, model, ground)
-    _set_precision(run, model, dataset, device)
+    _set_precision(run, model, device)
     _set_threads(run, model, dataset, device)
     assert not run.settings.unresolved(), run.settings.unresolved()
     return Learner(
@@ -320,16 +319,16 @@ def _show_pictures(model: Classifier, dataset: Dataset) -> None:
     model.look_at(torch.from_numpy(dataset.preprocess.normalize(np.ascontiguousarray(pixels))))
 
 
-def _set_precision(run: Run, model: Classifier, dataset: Dataset, device: torch.device) -> None:
-    """Use the fastest precision that does the network no harm."""
+def _set_precision(run: Run, model: Classifier, device: torch.device) -> None:
+    """Use the fastest precision that does the network no harm. No clock decides: the same run gives the same bytes."""
     if run.settings.precision != AUTO:
         return
     precision, why = choose_precision(device), "what this device computes fastest"
     if device.type == "cpu" and precision != "fp32":
         if run.settings.pretrained and list(model.foldable()):
             precision, why = "fp32", "the filters that norms are folded into need all digits"
-        elif not speeds_up(precision, copy.deepcopy(model).train(), _blank(run.settings, dataset)):
-            precision, why = "fp32", "faster in a short trial"
+        elif any(isinstance(module, torch.nn.Conv2d) and module.groups > 1 for module in model.modules()):
+            precision, why = "fp32", "CPUs have no fast bf16 gradient of depthwise convolutions"
     run.chooser.choose("precision", precision, why)
 
 
@@ -345,15 +344,11 @@ def _set_threads(run: Run, model: Classifier, dataset: Dataset, device: torch.de
 
 def _trial(run: Run, model: Classifier, dataset: Dataset) -> int:
     """Try a copy of the network on a few blank pictures, in the arithmetic of the run."""
+    side = run.settings.train_size
+    few = 2 if side > _LARGE else min(128, run.settings.batch_size)
+    images = torch.zeros(few, dataset.preprocess.channels, side, side).contiguous(memory_format=torch.channels_last)
     with autocast(torch.device("cpu"), run.settings.precision):
-        return choose_threads(copy.deepcopy(model).train(), _blank(run.settings, dataset))
-
-
-def _blank(settings: Settings, dataset: Dataset) -> torch.Tensor:
-    """Return a few blank pictures of the size in training, float (N, C, H, W)."""
-    side = settings.train_size
-    few = 2 if side > _LARGE else min(128, settings.batch_size)
-    return torch.zeros(few, dataset.preprocess.channels, side, side).contiguous(memory_format=torch.channels_last)
+        return choose_threads(copy.deepcopy(model).train(), images)
 
 
 def _write_start(run: Run, folder: RunFolder, dataset: Dataset) -> None:

@@ -128,29 +128,6 @@ def choose_precision(device: torch.device) -> str:
     return "fp32"
 
 
-def speeds_up(precision: str, network: nn.Module, images: torch.Tensor) -> bool:
-    """Whether a CPU trains a network faster in this precision than in fp32: a step of each is timed.
-
-    Where a kind of layer has no code of its own for bf16, such as the gradient of depthwise convolutions, bf16 can be
-    three times slower.
-    """
-    torch.set_num_threads(available_cores())
-    return _time_step(network, images, precision) < _time_step(network, images, "fp32")
-
-
-def _time_step(network: nn.Module, images: torch.Tensor, precision: str) -> float:
-    """Return the seconds of the fastest of a few passes forward and back."""
-    best, end = math.inf, time.perf_counter() + _TRIAL_SECONDS
-    while best == math.inf or time.perf_counter() < end:
-        start = time.perf_counter()
-        with autocast(torch.device("cpu"), precision):
-            answer = network(images)
-            loss = (answer[0] if isinstance(answer, tuple) else answer).float().sum()
-        loss.backward()
-        best = min(best, time.perf_counter() - start)
-    return best
-
-
 def _cpu_flags() -> set[str]:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -17,7 +17,7 @@ _DEEP = 0.6  # colour so strong that the number on it must be light
 
 # Drawing area of a line chart in its own units; the page scales it.
 _WIDTH, _HEIGHT = 480, 250
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 22, 34
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 22, 34
 
 
 def text(value: Any, *, limit: int = NAME_LIMIT) -> str:

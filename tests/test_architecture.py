@@ -45,6 +45,7 @@ HEAVY = ("torch", "torchvision", "timm", "sklearn", "safetensors", "onnx")
 # What is imported inside functions, and why.
 INSIDE = {
     ("cli", "linnaeus"): "start-up: a command loads what it needs",
+    ("data.mixing", "scipy"): "start-up: a fifth of a second, and few runs mix images",
     ("data.named", "sklearn"): "an optional extra",
     ("data.tables", "pyarrow"): "an optional extra",
     ("data.augment", "linnaeus"): "start-up: torchvision, which few runs need",

@@ -23,14 +23,13 @@ from linnaeus.data.splits import group_identical
 from linnaeus.display import Display, Silent
 from linnaeus.errors import DataError, RunError
 from linnaeus.evaluation.metrics import score
+from linnaeus.judging import judge_images
 from linnaeus.looking import look_at_data
 from linnaeus.predictor import Predictor
 from linnaeus.results import SPLITS, Interval, Scores
 from linnaeus.runfolder import RunFolder
 from linnaeus.runs import train
 from linnaeus.storage import storage_errors, write_file
-
-_BLOCK = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,15 +159,8 @@ def _train_fold(
 
 
 def _judge_fold(number: int, run: Path, dataset: Dataset, held_out: NDArray[np.int64]) -> Fold:
-    predictor = Predictor(run)
-    pixels = dataset.prepared.pixels
-    blocks = [
-        predictor.predict_pixels(pixels.take(held_out[start : start + _BLOCK]))
-        for start in range(0, len(held_out), _BLOCK)
-    ]
-    probabilities = np.concatenate(blocks)
-    scores = score(probabilities, dataset.source.labels[held_out], predictor.classes)
-    return Fold(number=number, indices=held_out, probabilities=probabilities, scores=scores)
+    judged = judge_images(Predictor(run), dataset, held_out, part="test", display=Silent())
+    return Fold(number=number, indices=held_out, probabilities=judged.probabilities, scores=judged.scores)
 
 
 def _gather(folds: Sequence[Fold], dataset: Dataset) -> Scores:

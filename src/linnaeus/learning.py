@@ -107,12 +107,11 @@ class Learner:
 
     def warn(self, sentence: str) -> None:
         """Say something alarming now, and in the report."""
-        self.display.say(f"  warning: {sentence}")
-        self.notes.append(sentence)
+        self.note(sentence, kind="warning")
 
-    def note(self, sentence: str) -> None:
+    def note(self, sentence: str, *, kind: str = "note") -> None:
         """Say something now, and in the report."""
-        self.display.say(f"  note: {sentence}")
+        self.display.say(f"  {kind}: {sentence}")
         self.notes.append(sentence)
 
     def _unspent(self) -> float:

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from scipy.special import betaincinv
 
 from linnaeus.data.augment import draw
 
@@ -50,6 +49,8 @@ class Mix:
 
         (Zhang et al. 2018; Yun et al. 2019).
         """
+        from scipy.special import betaincinv
+
         chance = [draw(seed, epoch, samples, _STREAM + i) for i in range(4)]
         cuts = chance[0] < 0.5 if self.mixup and self.cutmix else np.full(len(samples), bool(self.cutmix))
         alphas = np.where(cuts, self.cutmix, self.mixup)

@@ -177,7 +177,7 @@ def _train_step(session: _Session, batch: Batch) -> None:
     state, plan = session.state, session.plan
     progress = session.progress(state.batch, state.seconds)
     seed_all(plan.device, plan.seed, state.epoch, state.batch, plan.world.rank)
-    factor = plan.schedule.at(progress, [result.val_loss for result in state.history])
+    factor = plan.schedule.at(progress, (result.val_loss for result in state.history))
     set_learning_rate(state.optimizer, plan.rule.lr * factor)
     state.optimizer.zero_grad(set_to_none=True)
     statistics = [buffer.clone() for buffer in session.buffers]

@@ -17,7 +17,7 @@ where m' and s' are freed from the bias of their start at zero. L1 adds l1 sign(
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,7 +152,7 @@ class Schedule:
     warmup: float = 0.0
     factor: float = 0.1
 
-    def at(self, progress: float, val_losses: Sequence[float] = ()) -> float:
+    def at(self, progress: float, val_losses: Iterable[float] = ()) -> float:
         """Return the factor in [0, 1] at a progress in [0, 1], after epochs with these validation losses."""
         if progress < self.warmup:
             risen = progress / self.warmup
@@ -168,7 +168,7 @@ class Schedule:
         return 1 - fallen if self.shape == "linear" else self.factor ** powers.get(self.shape, 0)
 
 
-def count_plateaus(losses: Sequence[float]) -> int:
+def count_plateaus(losses: Iterable[float]) -> int:
     """Return how often three epochs in a row have not brought a lower loss than the lowest before them."""
     lowest, waited, plateaus = math.inf, 0, 0
     for loss in losses:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from linnaeus.cli import commands
+from linnaeus.cli.main import commands
 from linnaeus.config import RULES, Settings, accepted
 
 HERE = Path(__file__).parent

@@ -11,7 +11,7 @@ import pytest
 
 import linnaeus
 from commands import QUICK, Answer, save_colours
-from linnaeus.cli import main
+from linnaeus.cli.main import main
 from linnaeus.predictor import Predictor
 from linnaeus.results import RunResult
 

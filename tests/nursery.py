@@ -16,7 +16,7 @@ import timm  # noqa: F401
 import torch.onnx
 import torch.utils.tensorboard
 
-import linnaeus.cli
+import linnaeus.cli.main
 import linnaeus.runs  # noqa: F401
 
 

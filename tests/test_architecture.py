@@ -16,7 +16,7 @@ import pytest
 
 import linnaeus
 from commands import SOURCES, run_python
-from linnaeus.cli import commands
+from linnaeus.cli.main import commands
 
 pytest_plugins = ("fixtures_run",)
 
@@ -32,19 +32,32 @@ ROWS = (
     ("runtime", "display", "runfolder"),
     ("data", "models", "training parts", "evaluation", "compression", "reporting"),
     ("training", "recipes", "judging"),
-    ("learning", "delivery", "reporting.summary"),
+    ("learning", "delivery", "ground", "trials", "reporting.summary"),
     ("runs", "looking"),
     ("crossval", "estimator"),
     ("cli",),
     ("__main__",),
 )
 PARTS = ("training.losses", "training.imbalance", "training.optim", "training.checkpoint", "training.tracking")
-RUN_SIDE = ("errors", "config", "results", "storage", "decoding", "images", "bundle", "predictor", "display", "cli")
+RUN_SIDE = (
+    "errors",
+    "config",
+    "results",
+    "storage",
+    "decoding",
+    "images",
+    "bundle",
+    "predictor",
+    "display",
+    "cli.main",
+)
 HEAVY = ("torch", "torchvision", "timm", "sklearn", "safetensors", "onnx")
 
 # What is imported inside functions, and why.
 INSIDE = {
-    ("cli", "linnaeus"): "start-up: a command loads what it needs",
+    ("cli.judging", "linnaeus"): "start-up: a command loads what it needs",
+    ("cli.training", "linnaeus"): "start-up: a command loads what it needs",
+    ("cli.using", "linnaeus"): "start-up: a command loads what it needs",
     ("data.mixing", "scipy"): "start-up: a fifth of a second, and few runs mix images",
     ("data.named", "sklearn"): "an optional extra",
     ("data.tables", "pyarrow"): "an optional extra",
@@ -207,7 +220,7 @@ class Block:
         if name.split(".")[0] in {HEAVY!r}:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 sys.meta_path.insert(0, Block())
-from linnaeus.cli import main
+from linnaeus.cli.main import main
 main(sys.argv[1:])
 """
 

@@ -428,7 +428,7 @@ def test_names_that_are_no_text(tmp_path: Path) -> None:
     """Files and classes whose names are not valid UTF-8 are trained on, judged and reported like others."""
     code = """
 import os, sys
-from linnaeus.cli import main
+from linnaeus.cli.main import main
 data, run = os.path.join(sys.argv[1], "data"), os.path.join(sys.argv[1], "run")
 os.rename(os.path.join(data, "red"), os.fsencode(data) + b"/r\\xffd")
 main(["train", data, "--out", run, *sys.argv[2:]])

@@ -315,7 +315,7 @@ def test_predict_prints_names_that_are_no_text(run_folder: Path, photos: Path, t
     names = {os.fsdecode(os.fsencode(tmp_path) + name) for name in (b"/\xff.png", "/ä.png".encode())}
     for name in names:
         Path(name).write_bytes((photos / "red" / "40.png").read_bytes())
-    code = "import sys; from linnaeus.cli import main; main(sys.argv[1:])"
+    code = "import sys; from linnaeus.cli.main import main; main(sys.argv[1:])"
     for encoding in ("utf-8", "ascii"):
         for form in ("--top=1", "--csv", "--json"):
             done = run_python(code, "predict", run_folder, tmp_path, form, env={"PYTHONIOENCODING": encoding})

@@ -10,7 +10,7 @@ import pytest
 
 import linnaeus
 from commands import QUICK, save_colours
-from linnaeus.cli import main
+from linnaeus.cli.main import main
 from linnaeus.data.sources import open_source
 from linnaeus.display import Terminal
 from linnaeus.errors import RunError

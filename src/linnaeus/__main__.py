@@ -1,6 +1,6 @@
 """`python -m linnaeus`, which torchrun starts."""
 
-from linnaeus.cli import main
+from linnaeus.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -12,15 +12,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from linnaeus.config import Settings
-from linnaeus.data.preparation import Dataset, build_dataset
-from linnaeus.data.sources import open_source
-from linnaeus.data.survey import Survey, survey
+from linnaeus.data.preparation import Dataset
+from linnaeus.data.survey import Survey
 from linnaeus.display import Display, Silent
-from linnaeus.judging import columns_of
-from linnaeus.learning import augmentation
-from linnaeus.models.registry import find_model
-from linnaeus.models.weights import at_hand
-from linnaeus.recipes import Chooser, Situation, choose_model, choose_preprocess, choose_training
+from linnaeus.ground import lay_ground, read_images
+from linnaeus.learning.learner import augmentation
+from linnaeus.recipes import Chooser, Situation, choose_training
 from linnaeus.storage import write_file
 
 _ROWS, _COLUMNS = 8, 9  # images, and ways in which each is changed, after the image itself
@@ -59,16 +56,11 @@ def look_at_data(data: Any, *, display: Display | None = None, **settings: Any) 
     """
     told = display or Silent()
     chooser = Chooser(settings=Settings.of(settings).replace({"max_bad": 1.0}))
-    with told.progress("fetching") as advance:
-        source = open_source(data, columns=columns_of(chooser.settings), progress=advance)
-    look = survey(source)
-    entry = find_model(choose_model(chooser, look, len(source)))
-    preprocess = choose_preprocess(chooser, look, entry, at_hand=at_hand(entry, chooser.settings.weights))
-    with told.progress("reading images") as advance:
-        dataset = build_dataset(source, preprocess, chooser.settings, progress=advance)
-    now = Situation.of(dataset, entry, look, chooser.settings, device="cpu")
+    ground = lay_ground(data, chooser, told)
+    dataset = read_images(ground, chooser.settings, told)
+    now = Situation.of(dataset, ground.entry, ground.look, chooser.settings, device="cpu")
     choose_training(chooser, now)
-    return Look(dataset=dataset, survey=look, settings=chooser.settings)
+    return Look(dataset=dataset, survey=ground.look, settings=chooser.settings)
 
 
 def write_sheet(look: Look, path: Path) -> None:

@@ -1,0 +1,84 @@
+"""Commands that look and judge: data, evaluate, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from linnaeus.cli.root import commands, print_json
+from linnaeus.config import parse_pairs
+
+
+@commands.command(name="data")
+@click.argument("data")
+@click.argument("pairs", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option(
+    "--show-augmentations",
+    "sheet",
+    type=click.Path(path_type=Path),
+    metavar="OUT.png",
+    help="Write a picture of what the network will see.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the facts as one JSON document.")
+def look(data: str, pairs: tuple[str, ...], sheet: Path | None, as_json: bool) -> None:
+    """Tell what is in DATA, and what `train` would choose for it; takes DATA and settings as `train` does."""
+    from linnaeus.display import Terminal
+    from linnaeus.looking import look_at_data, write_sheet
+
+    found = look_at_data(data, display=Terminal(), **parse_pairs(pairs))
+    if sheet is not None:
+        write_sheet(found, sheet)
+        click.echo(f"Sheet: {sheet}", err=True)
+    facts = found.to_dict()
+    print_json(facts) if as_json else _tell_data(facts)
+
+
+def _tell_data(facts: dict[str, Any]) -> None:
+    tone = "grey" if facts["grey"] else "colour"
+    click.echo(f"{facts['name']}: {facts['images']:,} images of {len(facts['classes'])} classes, {tone}, "
+               f"{facts['median_side']} pixels on the shorter side (median)")  # fmt: skip
+    for note in facts["notes"]:
+        click.echo(f"  note: {note}")
+    for image in facts["unreadable"]:
+        click.echo(f"  unreadable: {image['path']}: {image['reason']}")
+    width = max(len("class"), *(len(name) for name in facts["classes"]))
+    click.echo(f"\n  {'class':<{width}}  {'train':>8}  {'val':>8}  {'test':>8}")
+    for name in facts["classes"]:
+        click.echo(f"  {name:<{width}}  " + "  ".join(f"{counts[name]:8,}" for counts in facts["counts"].values()))
+
+
+@commands.command()
+@click.argument("bundle")
+@click.argument("data")
+@click.option("--split", default="auto", help="train, val, test or all. Default: test where there is one, else all.")
+@click.option("--json", "as_json", is_flag=True, help="Print the scores as one JSON document.")
+def evaluate(bundle: str, data: str, split: str, as_json: bool) -> None:
+    """Score BUNDLE (or a run folder) on labelled DATA, class by class, with 95 % intervals."""
+    from linnaeus.display import Terminal
+    from linnaeus.judging import evaluate as judge
+
+    judgement = judge(bundle, data, split=split, display=Terminal())
+    if as_json:
+        print_json({"split": judgement.part, **judgement.scores.to_dict()})
+        return
+    scores = judgement.scores
+    click.echo(f"{judgement.part}: {scores.n:,} images")
+    for name, value in (("accuracy", scores.accuracy), ("macro F1", scores.macro_f1), ("loss", scores.loss)):
+        click.echo(f"  {name:<10} {value if name == 'loss' else value.percent()}")
+    width = max(len(name) for name in scores.per_class)
+    click.echo(f"\n  {'class':<{width}}  precision  recall      f1  support")
+    for name, row in scores.per_class.items():
+        click.echo(f"  {name:<{width}}  {row.precision:9.4f}  {row.recall:6.4f}  {row.f1:6.4f}  {row.support:7,}")
+
+
+@commands.command()
+@click.argument("run", type=click.Path(path_type=Path))
+def report(run: Path) -> None:
+    """Tell what a RUN found, and where its page lies."""
+    from linnaeus.reporting.page import tell_report
+    from linnaeus.runfolder import read_report
+
+    click.echo(tell_report(read_report(run)))
+    click.echo(f"\nPage: {run / 'report.html'}")

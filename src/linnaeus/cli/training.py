@@ -1,0 +1,111 @@
+"""Commands that learn: train, demo, crossval."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from linnaeus.cli.root import commands, print_json, read_settings, settings_options
+from linnaeus.config import describe
+
+_STARTED = time.perf_counter()
+
+
+@commands.command()
+@click.argument("data", required=False)
+@click.argument("pairs", nargs=-1, metavar="[KEY=VALUE]...")
+@settings_options
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="The run's folder, new or empty. Default: runs/NAME-1, ..."
+)
+@click.option("--resume", type=click.Path(path_type=Path), help="Go on with an interrupted run, with its settings.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document.")
+def train(
+    data: str | None, pairs: tuple[str, ...], out: Path | None, resume: Path | None, as_json: bool, **flags: Any
+) -> None:
+    """Train a classifier on DATA and write a run folder with its bundle and report.
+
+    DATA is a folder with a folder of pictures for each class (split into train, val and test or not), a CSV or
+    Parquet table of paths and labels, an .npz file, or a named set: digits, mnist, fashion_mnist, cifar10, cifar100.
+
+    Every setting can be given as KEY=VALUE; `linnaeus settings` lists them.
+    """
+    if data is not None and "=" in data and not os.path.exists(data):
+        pairs, data = (data, *pairs), None
+    _train(data, read_settings(pairs, flags), out=out, resume=resume, as_json=as_json)
+
+
+@commands.command()
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="The run's folder, new or empty. Default: runs/digits-1, ..."
+)
+@click.option("--seed", default="0", metavar="SEED", help=describe("seed"))
+def demo(out: Path | None, seed: str) -> None:
+    """Train on 1,797 scanned handwritten digits that need no download: the whole way in under a minute."""
+    _train("digits", {"seed": seed}, out=out, resume=None, as_json=False)
+
+
+def _train(data: str | None, settings: dict[str, Any], *, out: Path | None, resume: Path | None, as_json: bool) -> None:
+    from linnaeus.display import Terminal
+    from linnaeus.runs import train as run_training
+
+    result = run_training(data, out=out, resume=resume, display=Terminal(), started=_STARTED, **settings)
+    if not result.folder:  # a process that does not lead
+        return
+    if as_json:
+        scores = {part: scores.to_dict() for part, scores in result.scores.items()}
+        print_json({"folder": result.folder, "bundle": result.bundle, "report": result.report, "scores": scores})
+    else:
+        _tell_result(result)
+    if result.signal:
+        sys.exit(128 + result.signal)
+
+
+def _tell_result(result: Any) -> None:
+    folder = shlex.quote(result.folder)
+    click.echo(err=True)
+    for part, scores in result.scores.items():
+        accuracy, f1 = scores.accuracy.percent(), scores.macro_f1.percent()
+        click.echo(f"{part}: {scores.n:,} images, accuracy {accuracy}, macro F1 {f1}, with 95 % intervals", err=True)
+    if result.stopped_early == "interrupted":
+        click.echo(f"Interrupted. To go on: linnaeus train --resume {folder}", err=True)
+    click.echo(f"Report:  {result.report}", err=True)
+    click.echo(f"Bundle:  {result.bundle}", err=True)
+    click.echo(f"Next:    linnaeus predict {folder} PICTURE.jpg", err=True)
+
+
+@commands.command()
+@click.argument("data")
+@click.argument("pairs", nargs=-1, metavar="[KEY=VALUE]...")
+@settings_options
+@click.option("--folds", default=5, show_default=True, type=click.IntRange(min=2), help="K, the number of folds.")
+@click.option("--repeats", default=1, show_default=True, type=click.IntRange(min=1), help="How often all is repeated.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of all folds. Default: runs/NAME-crossval.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document.")
+def crossval(
+    data: str, pairs: tuple[str, ...], folds: int, repeats: int, out: Path | None, as_json: bool, **flags: Any
+) -> None:
+    """Train and judge K times, so that every image of DATA is judged by a classifier that has not seen it.
+
+    Takes DATA and settings as `train` does; a budget is that of each fold. Begun again, it goes on where it stopped.
+    """
+    from linnaeus.crossval import cross_validate
+    from linnaeus.display import Terminal
+
+    settings = read_settings(pairs, flags)
+    found = cross_validate(data, folds=folds, repeats=repeats, out=out, display=Terminal(), **settings)
+    if as_json:
+        print_json(found.to_dict())
+        return
+    for fold in found.folds:
+        click.echo(f"fold {fold.number}: {fold.scores.n:,} images, accuracy {fold.scores.accuracy.percent()}")
+    click.echo(f"mean of {len(found.folds)} folds: {found.accuracy.percent()}, spread {100 * found.spread:.1f} points")
+    click.echo(f"all {found.whole.n:,} images, each by a classifier that had not seen it: "
+               f"accuracy {found.whole.accuracy.percent()}, macro F1 {found.whole.macro_f1.percent()}")  # fmt: skip
+    click.echo(f"Answers: {Path(found.folder) / 'predictions.csv'}")

@@ -1,0 +1,83 @@
+"""What is tried before a run: do the settings make sense together, does the network bear them, how fast is it?"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from linnaeus.config import AUTO, Settings
+from linnaeus.errors import SettingError
+from linnaeus.models.registry import Blueprint, Classifier, Entry
+from linnaeus.recipes import Chooser
+from linnaeus.runtime import autocast, available_cores, choose_precision, choose_threads
+from linnaeus.training.loop import side_at
+
+_LARGE = 64  # pixels a side, above which a trial takes two pictures
+
+
+def check_sense(settings: Settings, entry: Entry) -> None:
+    """Refuse settings that contradict each other or the network. Raises SettingError."""
+    soft = [name for name in ("label_smoothing", "mixup", "cutmix") if getattr(settings, name)]
+    if settings.loss == "focal" and soft:
+        got = ", ".join(f"{name}={getattr(settings, name)}" for name in soft)
+        raise SettingError("hard labels for loss=focal", got=got, fix=f"Set {soft[0]}=0, or choose another loss.")
+    if not entry.any_size and (settings.train_size != settings.image_size or settings.grow != 1.0):
+        got = f"train_size={settings.train_size}, grow={settings.grow}"
+        expected = f"one picture size, {settings.image_size}, for {entry.name}"
+        raise SettingError(expected, got=got, fix="Leave train_size and grow out, or choose another model.")
+
+
+def try_out(model: Classifier, settings: Settings, blueprint: Blueprint, *, images: int) -> None:
+    """Train a copy on the smallest batch of the smallest pictures that a run on so many images will have.
+
+    Raises SettingError.
+    """
+    side = side_at(0.0, settings.train_size, settings.grow)
+    few = max(1, min(2, min(settings.batch_size, images) // settings.accumulate))
+    blank = torch.zeros(few, blueprint.channels, side, side, device=next(model.parameters()).device)
+    try:
+        copy.deepcopy(model).train()(blank)
+    except (RuntimeError, ValueError) as error:
+        raise SettingError(
+            f"pictures and batches that are large enough for {blueprint.name}",
+            got=f"{few} of {side} pixels at a time ({str(error).splitlines()[0][:120]})",
+            fix="Set a larger train_size or batch_size, grow=1, accumulate=1, or choose another model.",
+        ) from None
+
+
+def choose_arithmetic(
+    chooser: Chooser, model: Classifier, blueprint: Blueprint, *, device: torch.device, processes: int
+) -> None:
+    """Choose the precision and the number of threads of a run of so many processes."""
+    if chooser.settings.precision == AUTO:
+        chooser.choose("precision", *_precision(chooser.settings, model, device))
+    if chooser.settings.threads != AUTO:
+        return
+    if device.type != "cpu" or processes > 1:
+        chooser.choose("threads", available_cores(), "the cores of this process")
+    else:
+        chooser.choose("threads", _fastest_threads(chooser.settings, model, blueprint), "faster in a short trial")
+
+
+def _precision(settings: Settings, model: Classifier, device: torch.device) -> tuple[str, str]:
+    """Return the fastest precision that does the network no harm.
+
+    No clock decides, so that the same run gives the same bytes.
+    """
+    precision = choose_precision(device)
+    if device.type == "cpu" and precision != "fp32":
+        if settings.pretrained and list(model.foldable()):
+            return "fp32", "the filters that norms are folded into need all digits"
+        if any(isinstance(module, torch.nn.Conv2d) and module.groups > 1 for module in model.modules()):
+            return "fp32", "CPUs have no fast bf16 gradient of depthwise convolutions"
+    return precision, "what this device computes fastest"
+
+
+def _fastest_threads(settings: Settings, model: Classifier, blueprint: Blueprint) -> int:
+    """Try a copy of the network on a few blank pictures, in the arithmetic of the run."""
+    side = settings.train_size
+    few = 2 if side > _LARGE else min(128, settings.batch_size)
+    images = torch.zeros(few, blueprint.channels, side, side).contiguous(memory_format=torch.channels_last)
+    with autocast(torch.device("cpu"), settings.precision):
+        return choose_threads(copy.deepcopy(model).train(), images)

@@ -1,4 +1,4 @@
-"""What is tried before a run: do the settings make sense together, does the network bear them, how fast is it?"""
+"""Trials before a run: whether the settings make sense together, whether the network bears them, how fast it is."""
 
 from __future__ import annotations
 

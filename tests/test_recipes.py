@@ -10,7 +10,7 @@ import pytest
 from linnaeus.config import AUTO, Settings
 from linnaeus.data.survey import Survey
 from linnaeus.models.registry import Blueprint, create_model, find_model, list_models
-from linnaeus.recipes import Chooser, Situation, choose_model, choose_preprocess, choose_training
+from linnaeus.recipes import Chooser, Situation, choose_model, choose_parts, choose_preprocess, choose_training
 from linnaeus.results import Choice
 
 BY_THE_MACHINE = {"device", "precision", "threads"}  # chosen where the run finds itself
@@ -24,6 +24,7 @@ MODELS = [AUTO, *(entry.name for entry in list_models()), "timm:test_resnet"]
 def choose(look: Survey, images: int = 1000, device: str = "cpu", **given: Any) -> Chooser:
     """Choose everything for some data, as a run does."""
     chooser = Chooser(settings=Settings.of({"device": device, "precision": "fp32", "threads": 1, **given}))
+    choose_parts(chooser, images)
     entry = find_model(choose_model(chooser, look, images))
     preprocess = choose_preprocess(chooser, look, entry, at_hand=bool(entry.weights))
     now = Situation(
@@ -69,6 +70,7 @@ def test_every_choice_has_a_reason() -> None:
 
 
 GIVEN = {
+    "val_fraction": 0.22,
     "workers": 3,
     "model": "lenet5",
     "pretrained": False,
@@ -129,6 +131,29 @@ def test_what_is_chosen_suits_the_pictures() -> None:
     assert (digit.pretrained, digit.channels, digit.flip) == (False, 1, False)
     assert choose(Survey(side=28, longest=28, aspect=1.0, grey=False)).settings.flip is True
     assert choose(Survey(side=300, longest=1500, aspect=5.0, grey=False)).settings.fit == "pad"
+
+
+@pytest.mark.parametrize(
+    ("images", "given", "model"),
+    [
+        (3_000, {}, "fastnet_small"),
+        (50_000, {"epochs": 3}, "fastnet_small"),
+        (50_000, {"budget": "30s"}, "fastnet_small"),
+        (50_000, {"budget": "5m"}, "fastnet"),
+        (50_000, {"epochs": 10}, "fastnet"),
+        (50_000, {"budget": "20m"}, "fastnet_large"),
+        (50_000, {"device": "cuda", "epochs": 10}, "fastnet_large"),
+    ],
+)
+def test_the_network_suits_the_time(images: int, given: dict[str, Any], model: str) -> None:
+    """Small pictures get a larger network the more time there is for each, or where a GPU makes it cheap."""
+    assert choose(LOOKS[4], images, **{"device": "cpu", **given}).settings.model == model
+
+
+@pytest.mark.parametrize(("images", "share"), [(100, 0.15), (30_000, 0.15), (50_000, 0.1), (1_000_000, 0.01)])
+def test_few_enough_are_held_back(images: int, share: float) -> None:
+    """A seventh of few images validates, but no more of many than tell half a point apart."""
+    assert choose(LOOKS[4], images, epochs=1).settings.val_fraction == share
 
 
 @pytest.mark.parametrize("look", LOOKS, ids=lambda look: f"{look.side}-{look.grey}")

@@ -100,8 +100,8 @@ class Settings:
     """All that a run can be told. Unknown names and values out of range raise SettingError."""
 
     # -- data
-    val_fraction: float = _setting(
-        0.15, NUMBER, "share of the images held back to choose by, where the data have no such part", low=0.01, high=0.5
+    val_fraction: Any = _setting(
+        AUTO, NUMBER, "share of the images held back to choose by, where the data have no such part", low=0.01, high=0.5
     )
     test_fraction: float = _setting(
         0.15, NUMBER, "share of the images held back to judge by, where the data have no such part", low=0.0, high=0.5

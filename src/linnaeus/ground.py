@@ -14,7 +14,7 @@ from linnaeus.images import Preprocess
 from linnaeus.judging import columns_of
 from linnaeus.models.registry import Blueprint, Entry, find_model
 from linnaeus.models.weights import at_hand
-from linnaeus.recipes import Chooser, choose_model, choose_preprocess
+from linnaeus.recipes import Chooser, choose_model, choose_parts, choose_preprocess
 from linnaeus.results import SPLITS
 
 
@@ -50,6 +50,7 @@ def lay_ground(data: Any, chooser: Chooser, display: Display) -> Ground:
     display.say(f"Data: {source.name}, {len(source):,} images of {len(source.classes)} classes")
     for note in source.notes:
         display.say(f"  note: {note}")
+    choose_parts(chooser, len(source))
     look = survey(source)
     entry = find_model(choose_model(chooser, look, len(source)))
     preprocess = choose_preprocess(chooser, look, entry, at_hand=at_hand(entry, chooser.settings.weights))

@@ -22,6 +22,8 @@ _ENDLESS = 100_000
 _FEW_EPOCHS, _LONG_EPOCHS = 4, 6
 _FEW_IMAGES, _MANY_IMAGES = 5_000, 20_000
 _HASTY_SECONDS = 1.2e-3  # of budget for each training image, below which the smallest network does better
+_AMPLE_SECONDS = 1e-2  # above which the largest does
+_VAL_SHARE, _VAL_IMAGES = 0.15, 5_000  # the latter tell differences of half a point: more would be lost to learning
 _STRETCHED = 2.0
 _IMBALANCED = 10.0
 _PART = 256  # images computed at once where a step sees all of them
@@ -45,22 +47,32 @@ class Chooser:
         return getattr(self.settings, name)
 
 
+def choose_parts(chooser: Chooser, images: int) -> None:
+    """Choose how much of so many images is held back to choose by."""
+    share, why = _VAL_SHARE, "enough to choose by, and most is left to learn from"
+    if images * share > _VAL_IMAGES:
+        share, why = max(0.01, round(_VAL_IMAGES / images, 3)), f"{_VAL_IMAGES:,} images are enough to choose by"
+    chooser.choose("val_fraction", share, why)
+
+
 def choose_model(chooser: Chooser, look: Survey, images: int) -> str:
     """Choose the network by the kind of pictures, and for small ones by the time for each."""
     name, why = "efficientnet_lite0", f"photographs of {look.side} pixels: a network pretrained on ImageNet needs few"
     if look.small:
-        name, why = "fastnet", f"pictures of {look.side} pixels: a small network learns them from scratch"
-        if _is_hasty(chooser.settings, images):
-            name, why = "fastnet_small", why + ", this one in seconds"
+        size, time = _fastnet_size(chooser.settings, images)
+        name, why = f"fastnet{size}", f"pictures of {look.side} pixels: a small network learns them from scratch{time}"
     return str(chooser.choose("model", name, why))
 
 
-def _is_hasty(settings: Settings, images: int) -> bool:
-    """Whether there is so little to learn from, or so little time, that a tiny network does better."""
-    if settings.epochs != AUTO:
-        return bool(settings.epochs <= _FEW_EPOCHS) or images < _FEW_IMAGES
+def _fastnet_size(settings: Settings, images: int) -> tuple[str, str]:
+    """Return the ending of the network's name that suits so many images and the time for each, and why."""
     budget = 0.0 if settings.budget == AUTO else settings.budget
-    return images < _FEW_IMAGES or 0 < budget < _HASTY_SECONDS * images
+    few = settings.epochs != AUTO and settings.epochs <= _FEW_EPOCHS
+    if images < _FEW_IMAGES or few or (settings.epochs == AUTO and 0 < budget < _HASTY_SECONDS * images):
+        return "_small", ", this one in seconds"
+    if settings.device == "cuda" or budget >= _AMPLE_SECONDS * images:
+        return "_large", ", and there is time for this one"
+    return "", ""
 
 
 def choose_preprocess(chooser: Chooser, look: Survey, entry: Entry, *, at_hand: bool) -> Preprocess:
@@ -245,7 +257,7 @@ def _optimization(now: Situation, settings: Settings) -> Advice:
 def _fastnet(now: Situation, settings: Settings) -> dict[str, Any]:
     """Nesterov momentum with a high rate that falls in a straight line: 68.9 % of CIFAR-10 in 2.2 epochs."""
     many = now.images >= _MANY_IMAGES
-    long = now.model == "fastnet" and settings.epochs >= _LONG_EPOCHS
+    long = now.model != "fastnet_small" and settings.epochs >= _LONG_EPOCHS
     return {
         "batch_size": 250 if many else 64,
         "optimizer": "sgd",

@@ -1,9 +1,10 @@
 """Fastnet: small networks of ours that learn small pictures from scratch in seconds to minutes on a CPU.
 
-Where the time goes decides the shape. A 4x4 convolution with stride 2 leaves a quarter of the positions to all that
-follows; its filters are not learned but set to whiten the patches of the training pictures (Page 2019; Jordan 2024),
-which spares its gradient and lets high learning rates work at once. Pooling comes before the norm and the ReLU, which
-then see a quarter of the values. The head looks at the largest response to each filter anywhere in the picture.
+Where the time goes decides the shape. The filters of the stem are not learned but set to whiten the patches of the
+training pictures (Page 2019; Jordan 2024), which spares their gradient and lets high learning rates work at once; the
+smaller networks' stem has a stride of 2, which leaves a quarter of the positions to all that follows. Pooling comes
+before the norm and the ReLU, which then see a quarter of the values. The head looks at the largest response to each
+filter anywhere in the picture.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from torch import nn
 
 from linnaeus.models.registry import Classifier, Entry, register
 
-_PATCH = 4
 _PATCHES = 400_000  # that are looked at
 
 
@@ -44,16 +44,16 @@ class Fastnet(Classifier):
     """A whitening stem, some stages and a head on the largest response to each filter.
 
     Args:
-        widths: filters of the stem and of each stage. convolutions: in each stage.
-        pooled: whether the stem's result is halved once more, which is four times as fast and less sharp.
+        stem: maps pictures to the first stage's input. pooled: whether its result is halved once more, which is four
+            times as fast and less sharp.
+        widths: filters of each stage. convolutions: in each stage.
     """
 
     def __init__(
-        self, classes: int, channels: int, *, widths: tuple[int, ...], convolutions: int, pooled: bool
+        self, classes: int, stem: nn.Conv2d, *, widths: tuple[int, ...], convolutions: int, pooled: bool = False
     ) -> None:
-        stem = nn.Conv2d(channels, widths[0], _PATCH, stride=2, padding=1)
         stem.weight.requires_grad_(False)
-        stages = [Stage(a, b, convolutions) for a, b in itertools.pairwise(widths)]
+        stages = [Stage(a, b, convolutions) for a, b in itertools.pairwise((stem.out_channels, *widths))]
         squeeze = [nn.MaxPool2d(2)] if pooled else []
         super().__init__(
             nn.Sequential(stem, *squeeze, nn.ReLU(), *stages, nn.AdaptiveMaxPool2d(1), nn.Flatten()),
@@ -72,9 +72,9 @@ class Fastnet(Classifier):
 @torch.no_grad()
 def whiten(stem: nn.Conv2d, images: torch.Tensor, *, epsilon: float = 5e-4) -> None:
     """Make a convolution map patches to uncorrelated components of unit variance, each with either sign."""
-    in_each = (images.shape[2] // 2 - 1) * (images.shape[3] // 2 - 1)
+    in_each = (images.shape[2] // stem.stride[0]) * (images.shape[3] // stem.stride[1])
     few = images[: max(1, _PATCHES // in_each)]  # large pictures have patches enough in fewer
-    patches = F.unfold(few, _PATCH, stride=2).transpose(1, 2).flatten(0, 1)
+    patches = F.unfold(few, stem.kernel_size, stride=stem.stride).transpose(1, 2).flatten(0, 1)
     patches = patches[:: max(1, len(patches) // 100_000)].double()
     values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
     values, vectors = values.flip(0), vectors.flip(1)
@@ -97,16 +97,26 @@ def _start_as_identity(model: nn.Module) -> None:
 
 def build_small(classes: int, channels: int, size: int) -> Classifier:
     """54 thousand weights for 10 classes: for tens of seconds."""
-    return Fastnet(classes, channels, widths=(24, 48, 96), convolutions=1, pooled=True)
+    stem = nn.Conv2d(channels, 24, 4, stride=2, padding=1)
+    return Fastnet(classes, stem, widths=(48, 96), convolutions=1, pooled=True)
 
 
 def build_medium(classes: int, channels: int, size: int) -> Classifier:
     """661 thousand weights for 10 classes: for minutes."""
-    return Fastnet(classes, channels, widths=(32, 48, 96, 192), convolutions=2, pooled=False)
+    stem = nn.Conv2d(channels, 32, 4, stride=2, padding=1)
+    return Fastnet(classes, stem, widths=(48, 96, 192), convolutions=2)
 
 
-for name, build, about in (
-    ("fastnet_small", build_small, "ours, for small pictures within seconds"),
-    ("fastnet", build_medium, "ours, for small pictures within minutes"),
+def build_large(classes: int, channels: int, size: int) -> Classifier:
+    """2 million weights for 10 classes, as many as airbench94 has (Jordan 2024): for tens of minutes, or a GPU."""
+    stem = nn.Conv2d(channels, 8 * channels, 2)
+    return Fastnet(classes, stem, widths=(64, 256, 256), convolutions=2)
+
+
+for name, build, smallest, time in (
+    ("fastnet_small", build_small, 32, "seconds"),
+    ("fastnet", build_medium, 32, "minutes"),
+    ("fastnet_large", build_large, 24, "tens of minutes"),
 ):
-    register(Entry(name=name, build=build, about=about, smallest=32, any_size=True, looks=True))
+    about = f"ours, for small pictures within {time}"
+    register(Entry(name=name, build=build, about=about, smallest=smallest, any_size=True, looks=True))

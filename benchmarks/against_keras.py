@@ -23,7 +23,7 @@ from measuring import (
     run_linnaeus,
     run_process,
 )
-from tensorflow_home import find_tensorflow, plain_environment
+from own_home import find_tensorflow, plain_environment
 
 _FOLDERS = {"cifar10": "cifar-10-batches-bin", "fashion_mnist": "fashion_mnist"}
 _EPOCHS = {"cifar10": 10, "fashion_mnist": 5}

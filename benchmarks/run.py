@@ -23,6 +23,9 @@ from typing import Any
 import against_keras
 import digits
 import feeding
+import few_labels
+import from_scratch
+import imbalance
 import loop_cost
 import memory
 import photographs
@@ -39,6 +42,9 @@ BENCHMARKS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "keras_same": against_keras.measure_same,
     "time_to_accuracy": against_keras.measure_time_to_accuracy,
     "photographs": photographs.measure,
+    "few_labels": few_labels.measure,
+    "imbalance": imbalance.measure,
+    "from_scratch": from_scratch.measure,
 }
 _BUSY = 0.3  # load average above which other programs disturb what is measured
 

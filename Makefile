@@ -1,12 +1,13 @@
 # make demo     set up, then train on embedded handwritten digits
 # make test     set up, then run the tests
+# make sabotage break one line after the other, and demand that the formulas' tests notice
 # make lint     formatting, lint and types
 # make bench    the figures of the README beside their targets (installs TensorFlow in an environment of its own)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench setup clean
+.PHONY: demo test sabotage lint bench setup clean
 
 setup: $(VENV)/.done
 
@@ -21,6 +22,9 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+sabotage: setup
+	$(BIN)/python tests/sabotage.py
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -162,10 +162,14 @@ class Augment:
         return cropped
 
     def _extents(self, chance: _Chance) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return width and height of a random crop of each image, as shares of the sides."""
-        area, ratio = chance.uniform(self.crop, 1), chance.uniform(math.log(3 / 4), math.log(4 / 3))
-        stretch = np.exp(ratio / 2)
-        return np.minimum(np.sqrt(area) * stretch, 1.0), np.minimum(np.sqrt(area) / stretch, 1.0)
+        """Return width and height of a random crop of each image, as shares of the sides.
+
+        A crop of nearly all cannot be much wider than high: the area that was drawn is kept, and the ratio gives way.
+        """
+        area = chance.uniform(self.crop, 1)
+        most = np.minimum(math.log(4 / 3), -np.log(area))
+        stretch = np.exp(np.clip(chance.uniform(math.log(3 / 4), math.log(4 / 3)), -most, most) / 2)
+        return np.sqrt(area) * stretch, np.sqrt(area) / stretch
 
     def _warp(self, pixels: NDArray[np.uint8], chance: _Chance, size: int) -> torch.Tensor:
         """Crop, rotate, shift and flip in one affine map with bilinear sampling, edges mirrored."""

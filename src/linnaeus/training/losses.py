@@ -20,6 +20,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+_LEAST_UNSURE = 1e-7  # what 1 - p of float32 can hardly tell from 0
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Loss:
@@ -65,7 +67,9 @@ def _cross_entropy(z: torch.Tensor, q: torch.Tensor, gamma: float) -> torch.Tens
 
 def _focal(z: torch.Tensor, q: torch.Tensor, gamma: float) -> torch.Tensor:
     log_p = F.log_softmax(z, dim=1)
-    return -(q * (1 - log_p.exp()) ** gamma * log_p).sum(dim=1)
+    # Of exactly 0 a power below 1 has no finite slope: one sure answer would spoil all weights.
+    unsure = (1 - log_p.exp()).clamp(min=_LEAST_UNSURE)
+    return -(q * unsure**gamma * log_p).sum(dim=1)
 
 
 def _bce(z: torch.Tensor, q: torch.Tensor, gamma: float) -> torch.Tensor:

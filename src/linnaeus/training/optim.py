@@ -11,7 +11,9 @@ With gradient g, rate lr, weight w and weight decay d, a step of each is
     lamb       adamw, likewise                                                            (You et al. 2020)
     muon       of filters and matrices the momentum, made orthogonal; adamw of the rest   (Jordan et al. 2024)
 
-where m' and s' are freed from the bias of their start at zero. L1 adds l1 sign(w) to g.
+where m' and s' are freed from the bias of their start at zero. L1 adds l1 sign(w) to g. Lars and lamb leave the rate of
+norms and biases as it is. The steps of muon have the size of adamw's (Liu et al. 2025); where it looks ahead, so does
+the adamw of the rest (Dozat 2016).
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from torch import nn
 
 _BETAS = (0.9, 0.99)  # of adamw: runs of minutes are too short for a memory of a thousand steps
 _RMS_DECAY = 0.9
+_BY_LAYER = ("lars", "lamb")  # whose rate depends on each layer's norms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,16 +58,18 @@ Groups = list[dict[str, Any]]
 def make_optimizer(model: nn.Module, rule: Rule, *, head: nn.Module | None = None) -> torch.optim.Optimizer:
     """Return an optimizer over a model's trainable parameters, decayed and not, head and body apart."""
     in_head = {id(parameter) for parameter in head.parameters()} if head is not None else set()
-    grouped: dict[tuple[float, float, float], list[nn.Parameter]] = {}  # as few as possible: each takes time at a step
+    # as few as possible: each takes time at a step
+    grouped: dict[tuple[float, float, float, bool], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:
             factor = rule.head_factor if id(parameter) in in_head else 1.0
             shrinks = parameter.ndim > 1
-            key = (factor, rule.weight_decay if shrinks else 0.0, rule.l1 if shrinks else 0.0)
+            adapts = shrinks and rule.optimizer in _BY_LAYER
+            key = (factor, rule.weight_decay if shrinks else 0.0, rule.l1 if shrinks else 0.0, adapts)
             grouped.setdefault(key, []).append(parameter)
     groups = [
-        {"params": parameters, "factor": factor, "weight_decay": decay, "l1": l1}
-        for (factor, decay, l1), parameters in grouped.items()
+        {"params": parameters, "factor": factor, "weight_decay": decay, "l1": l1, "always_adapt": adapts}
+        for (factor, decay, l1, adapts), parameters in grouped.items()
     ]
     return _MAKERS[rule.optimizer](groups, rule)
 
@@ -96,7 +101,8 @@ def _make_lars(groups: Groups, rule: Rule) -> torch.optim.Optimizer:
 def _make_lamb(groups: Groups, rule: Rule) -> torch.optim.Optimizer:
     from timm.optim.lamb import Lamb
 
-    return Lamb(groups, lr=rule.lr, decoupled_decay=True)
+    # Its own limit of the gradient's norm is set aside: clip_norm is the one there is.
+    return Lamb(groups, lr=rule.lr, decoupled_decay=True, max_grad_norm=None)
 
 
 def _make_muon(groups: Groups, rule: Rule) -> torch.optim.Optimizer:

@@ -27,7 +27,7 @@ from breaks import BREAKS, Break
 TESTS = Path(__file__).parent
 SOURCES = TESTS.parent / "src"
 HEAVY = (
-    "hypothesis", "onnxruntime", "safetensors.torch", "scipy.special", "scipy.stats", "sklearn.model_selection",
+    "hypothesis", "safetensors.torch", "scipy.special", "scipy.stats", "sklearn.model_selection",
     "timm.optim", "torch._dynamo",
 )  # fmt: skip
 _AT_ONCE = max(1, min(4, os.cpu_count() or 1))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from linnaeus.config import RULES
+from linnaeus.durations import Moment
 from linnaeus.models.activations import is_monotone, make_activation
 from linnaeus.models.registry import Blueprint, Classifier, create_model
 from linnaeus.training.checkpoint import State, load_state, save_state
@@ -359,13 +360,13 @@ def test_schedules_that_drop(shape: str, expected: dict[float, float]) -> None:
     """After each third, or evenly, the rate falls by the factor."""
     schedule = Schedule(shape=shape, factor=0.5)
     for progress, factor in expected.items():
-        assert schedule.at(progress) == pytest.approx(factor)
+        assert schedule.at(Moment(progress=progress)) == pytest.approx(factor)
 
 
 def test_a_plateau() -> None:
     """The rate falls after three epochs without a lower loss, and only after three more once again."""
     schedule, losses = Schedule(shape="plateau", factor=0.1), [3, 2, 2, 2, 2, 1, 1.5, 1.2, 1.1, 1.0, 1.0, 1.0]
-    factors = [schedule.at(0.5, losses[:n]) for n in range(len(losses) + 1)]
+    factors = [schedule.at(Moment(progress=0.5), losses[:n]) for n in range(len(losses) + 1)]
     assert factors == pytest.approx([1, 1, 1, 1, 1, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.01, 0.001])
 
 

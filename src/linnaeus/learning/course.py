@@ -9,7 +9,9 @@ import time
 
 import torch
 
+from linnaeus.data.loaders import Loader
 from linnaeus.data.mixing import Mix
+from linnaeus.durations import Moment, Span
 from linnaeus.learning.head import fit_probe
 from linnaeus.learning.learner import FEWEST_JUDGED, JUDGING_SHARE, Learner, augmentation, make_loss
 from linnaeus.models.folding import fold_norms, unfold_norms
@@ -94,8 +96,9 @@ def _make_plan(learner: Learner) -> Plan:
             weight_decay=settings.weight_decay,
             head_factor=_HEAD_FACTOR if settings.pretrained else 1.0,
         ),
-        schedule=Schedule(shape=settings.schedule, warmup=settings.warmup, factor=settings.lr_drop),
+        schedule=Schedule(shape=settings.schedule, warmup=Span.of(settings.warmup), factor=settings.lr_drop),
         epochs=settings.epochs,
+        steps=settings.steps or math.inf,
         time_limit=limit,
         accumulate=settings.accumulate,
         clip_norm=settings.clip_norm,
@@ -147,10 +150,22 @@ def _run_loop(learner: Learner, state: State, plan: Plan) -> str:
     tracker = Tracker(learner.folder.path / "tensorboard") if learner.world.leads and learner.folder else None
     hooks = _make_hooks(learner, plan, tracker)
     try:
-        return fit(state, task, loader, plan, hooks)
+        ended = fit(state, task, loader, plan, hooks)
+        if ended != "interrupted":
+            _tell_warmup(learner, state, loader)
+        return ended
     finally:
         if tracker is not None:
             tracker.close()
+
+
+def _tell_warmup(learner: Learner, state: State, loader: Loader) -> None:
+    """Say it where training ended while the learning rate was still rising."""
+    warmup = Span.of(learner.settings.warmup)
+    epochs = state.epoch + state.batch / loader.steps
+    passed = warmup.passed(Moment(progress=1.0, steps=state.step, epochs=epochs, seconds=state.seconds))
+    if passed < warmup.amount:
+        learner.warn(f"Training ended within its warm-up ({warmup.plain()}): set a shorter warmup, such as 5%.")
 
 
 def _make_hooks(learner: Learner, plan: Plan, tracker: Tracker | None) -> Hooks:

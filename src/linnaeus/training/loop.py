@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from linnaeus.data.loaders import Batch, Loader
+from linnaeus.durations import Moment
 from linnaeus.errors import TrainingError
 from linnaeus.results import EpochResult
 from linnaeus.runtime import World, autocast, seed_all
@@ -33,8 +34,8 @@ class Plan:
     """How long and how to train.
 
     Attributes:
-        epochs: after which training ends. time_limit: seconds of training after which it ends all the same; the
-            schedule follows whichever runs out first.
+        epochs: after which training ends. steps, time_limit: optimizer steps and seconds of training after which it
+            ends all the same; the schedule follows whichever runs out first.
         patience: epochs without a better result before it stops, 0 for never.
         size: side of the pictures. grow: share of it at which training begins (progressive resizing, Howard 2018).
         freeze_norms: keep the batch statistics of a pretrained network.
@@ -43,6 +44,7 @@ class Plan:
     rule: Rule
     schedule: Schedule
     epochs: int
+    steps: float = math.inf
     time_limit: float = math.inf
     accumulate: int = 1
     clip_norm: float = 0.0
@@ -93,7 +95,7 @@ def fit(state: State, task: Task, loader: Loader, plan: Plan, hooks: Hooks) -> s
     if plan.world.size > 1:
         network = DistributedDataParallel(state.model)
     session = _Session(state=state, network=network, task=task, loader=loader, plan=plan, hooks=hooks)
-    while state.epoch < plan.epochs:
+    while not _is_over(state, plan):
         if plan.patience and _epochs_since_best(state) >= plan.patience:  # a resumed run may begin here, too
             return "patience"
         start = time.perf_counter()
@@ -107,6 +109,12 @@ def fit(state: State, task: Task, loader: Loader, plan: Plan, hooks: Hooks) -> s
         if state.seconds >= plan.time_limit:
             return "time"
     return "done"
+
+
+def _is_over(state: State, plan: Plan) -> bool:
+    """Whether all that the plan asks for was done, and judged."""
+    judged = bool(state.history) and state.history[-1].step == state.step
+    return state.epoch >= plan.epochs or (state.step >= plan.steps and judged)
 
 
 def _save(session: _Session) -> None:
@@ -141,14 +149,16 @@ class _Session:
         """Bring the time spent training up to date, judging and saving included, by the first process's clock."""
         self.state.seconds = self.plan.world.agree(time.perf_counter() - self.zero)
 
-    def progress(self, batch: int, seconds: float) -> float:
-        """Return the share of the run that is done, by steps or by time, whichever is further."""
-        by_steps = (self.state.epoch * self.loader.steps + batch) / (self.plan.epochs * self.loader.steps)
-        return min(1.0, max(by_steps, seconds / self.plan.time_limit))
+    def moment(self, batch: int) -> Moment:
+        """Return how far the run is before a batch of the running epoch: by steps or time, whichever is further."""
+        plan, each, seconds = self.plan, self.loader.steps, self.state.seconds
+        steps = self.state.epoch * each + batch
+        progress = max(steps / min(plan.epochs * each, plan.steps), seconds / plan.time_limit)
+        return Moment(progress=min(1.0, progress), steps=steps, epochs=steps / each, seconds=seconds)
 
     def side(self, batch: int) -> int:
         """Return the side of the pictures of a batch of the running epoch."""
-        return side_at(self.progress(batch, self.state.seconds), self.plan.size, self.plan.grow)
+        return side_at(self.moment(batch).progress, self.plan.size, self.plan.grow)
 
 
 def _train_epoch(session: _Session) -> str:
@@ -156,8 +166,9 @@ def _train_epoch(session: _Session) -> str:
     state, plan, hooks, loader = session.state, session.plan, session.hooks, session.loader
     _set_mode(session.network, plan)
     saved = state.seconds
+    left = int(min(loader.steps - state.batch, plan.steps - state.step))
     with contextlib.closing(loader.batches(state.epoch, start=state.batch, side=session.side)) as batches:
-        for batch in hooks.watch(batches, loader.steps - state.batch):
+        for batch in hooks.watch(itertools.islice(batches, left), left):
             _train_step(session, batch.to(plan.device))
             state.batch += 1
             session.count_seconds()
@@ -175,9 +186,8 @@ def _train_epoch(session: _Session) -> str:
 def _train_step(session: _Session, batch: Batch) -> None:
     """One optimizer step, or none if the loss is not finite in any process."""
     state, plan = session.state, session.plan
-    progress = session.progress(state.batch, state.seconds)
     seed_all(plan.device, plan.seed, state.epoch, state.batch, plan.world.rank)
-    factor = plan.schedule.at(progress, (result.val_loss for result in state.history))
+    factor = plan.schedule.at(session.moment(state.batch), (result.val_loss for result in state.history))
     set_learning_rate(state.optimizer, plan.rule.lr * factor)
     state.optimizer.zero_grad(set_to_none=True)
     statistics = [buffer.clone() for buffer in session.buffers]

@@ -176,6 +176,19 @@ def test_parts_of_a_batch_add_up(parts: int) -> None:
     assert whole.history[0].train_accuracy == cut.history[0].train_accuracy
 
 
+def test_gradient_descent_takes_the_whole_gradient() -> None:
+    """A step over all images, 256 at a time, is the rate along the gradient that one batch of them all has."""
+    state, rule = new_state(), Rule(optimizer="gd", lr=0.1)
+    state.model.layers[1], state.model.layers[3] = nn.Identity(), nn.Identity()
+    state.optimizer = make_optimizer(state.model, rule)
+    whole, loader = copy.deepcopy(state.model), data(600, 600)
+    fit(state, TASK, loader, replace(PLAN, epochs=1, rule=rule, accumulate=3), Ground().hooks())
+    assert state.step == 1
+    TASK.step(whole, next(loader.batches())).loss.backward()
+    for after, before in zip(state.model.parameters(), whole.parameters()):
+        torch.testing.assert_close(after, before - 0.1 * before.grad, rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize("at", [1, 3, 4, 6, 12])
 def test_interrupted_and_resumed(tmp_path: Path, at: int) -> None:
     """A run that is interrupted after any step, saved, and loaded afresh ends with the same state and history."""

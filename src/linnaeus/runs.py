@@ -279,7 +279,7 @@ def _finish(run: Run, learner: Learner) -> RunResult:
         run.display.say("Stopping: what was learned is judged and written; another signal stops at once.")
     with run.timed("judging"):
         delivery = deliver(_product(learner), run.folder.bundle, display=run.display, at_most=learner.sample_size())
-    stopped = learner.ended if learner.ended in ("interrupted", "patience", "diverged") else ""
+    stopped = learner.ended if learner.ended in ("interrupted", "patience", "diverged", "memory") else ""
     story = _tell_story(run, learner, delivery, stopped)
     write_report(run.folder.path, story, learner.dataset, delivery.judgements)
     if learner.ended != "interrupted":

@@ -135,6 +135,18 @@ def add_l1(optimizer: torch.optim.Optimizer) -> None:
                     parameter.grad.add_(parameter.sign(), alpha=group["l1"])
 
 
+@torch.no_grad()
+def move_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+    """Exponential moving average of weights and batch statistics (Polyak and Juditsky 1992), quick at first."""
+    weight = 1 - min(decay, (1 + step) / (10 + step))
+    kept, new = list(average.state_dict().values()), list(model.state_dict().values())
+    floats = [i for i, value in enumerate(kept) if value.is_floating_point()]
+    torch._foreach_lerp_([kept[i] for i in floats], [new[i] for i in floats], weight)
+    for old, value in zip(kept, new):
+        if not old.is_floating_point():
+            old.copy_(value)
+
+
 _PLATEAU_EPOCHS = 3
 _NO_SPAN = Span(amount=0.0, unit="share")
 

@@ -24,7 +24,7 @@ ROOT = SOURCES / "linnaeus"
 
 # From the bottom to the top. A room imports from lower rows only, so the rooms of one row do not import one another.
 ROWS = (
-    ("errors",),
+    ("errors", "durations"),
     ("config", "results", "storage", "decoding"),
     ("images", "fetching"),
     ("bundle",),
@@ -41,6 +41,7 @@ ROWS = (
 PARTS = ("training.losses", "training.imbalance", "training.optim", "training.checkpoint", "training.tracking")
 RUN_SIDE = (
     "errors",
+    "durations",
     "config",
     "results",
     "storage",

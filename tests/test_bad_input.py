@@ -261,6 +261,15 @@ def test_a_misspelt_model(refused: Callable[..., str], photos: Path) -> None:
         ("epochs", "Write epochs=VALUE, or remove it."),
         ("val_fraction=0.5 test_fraction=0.5", "Leave something to train with."),
         ("path_column=", "Expected a column name for path."),
+        ("warmup=2", "Expected warmup to be 500 steps, 2 epochs, 30s, a share such as 5%, or a number from 0.0 to 0.9"),
+        (
+            "warmup=12steps epochs=2 batch_size=21",
+            "Expected a warmup shorter than the run, 4 steps. Got warmup=12 steps.",
+        ),
+        ("warmup=3epochs steps=3 batch_size=21", "shorter than the run, 1.5 epochs. Got warmup=3 epochs."),
+        ("warmup=1m budget=40s", "shorter than the run, 40s. Got warmup=60s."),
+        ("batch_size=4 accumulate=8", "Expected at most 4 parts of a batch of 4. Got accumulate=8. Set accumulate=4"),
+        ("optimizer=gd batch_size=8", "all 42 images in a step of gradient descent. Got batch_size=8."),
     ],
 )
 def test_wrong_settings(refused: Callable[..., str], photos: Path, pair: str, message: str) -> None:

@@ -21,6 +21,7 @@ from linnaeus.config import (
     NUMBER,
     RULES,
     SIZE,
+    SPAN,
     SWITCH,
     TEXT,
     WEIGHTS,
@@ -28,10 +29,10 @@ from linnaeus.config import (
     accepted,
     check_value,
     describe,
-    parse_duration,
     parse_pairs,
     parse_size,
 )
+from linnaeus.durations import parse_duration
 from linnaeus.errors import SettingError
 
 NAMES = sorted(RULES)
@@ -58,6 +59,8 @@ def values_of(name: str) -> st.SearchStrategy[Any]:
     elif kind is WEIGHTS:
         numbers = st.lists(st.floats(0, 1e6), min_size=1, max_size=4).map(tuple)
         values = st.sampled_from(CLASS_WEIGHTS) | numbers
+    elif kind is SPAN:
+        values = st.floats(low, high) | st.sampled_from(["500 steps", "2.5 epochs", "30s"])
     elif kind is SWITCH:
         values = st.booleans()
     else:
@@ -244,6 +247,23 @@ def test_durations(text: str, seconds: float) -> None:
     """A duration is a number of seconds or numbers with the units h, m and s."""
     assert parse_duration(text) == seconds
     assert Settings.of({"budget": text}).budget == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("5%", 0.05), ("0.5", 0.5), ("500  Steps", "500 steps"), ("1 epoch", "1 epochs"), ("1m", "60s")]
+)
+def test_spans(text: str, value: float | str) -> None:
+    """A warm-up is a number for a share and one plain text for all else, which TOML and JSON can hold."""
+    settings = Settings.of({"warmup": text})
+    assert settings.warmup == value
+    assert Settings.from_toml(settings.to_toml()).warmup == value
+
+
+@pytest.mark.parametrize("text", ["1", "91%", "-5 steps", "5 images", "", "soon"])
+def test_no_spans(text: str) -> None:
+    """A share beyond the range and anything else is refused with all that is accepted."""
+    with pytest.raises(SettingError, match=r"warmup to be 500 steps, 2 epochs, 30s, a share such as 5%, or a number"):
+        Settings.of({"warmup": text})
 
 
 @pytest.mark.parametrize("text", ["", "s", "5 minutes", "1d", "-5m", "5m!", "h5", "1,5h", "1e3"])

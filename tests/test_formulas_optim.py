@@ -15,6 +15,7 @@ from torch import nn
 from linnaeus.config import RULES
 from linnaeus.data.cache import PackedPixels
 from linnaeus.data.loaders import Loader
+from linnaeus.durations import Moment, Span
 from linnaeus.images import Preprocess
 from linnaeus.models.registry import Blueprint, Classifier, create_model
 from linnaeus.training.checkpoint import State, load_state, save_state
@@ -221,13 +222,13 @@ def test_schedules_that_drop(shape: str, expected: dict[float, float]) -> None:
     """After each third, or evenly, the rate falls by the factor."""
     schedule = Schedule(shape=shape, factor=0.5)
     for progress, factor in expected.items():
-        assert schedule.at(progress) == pytest.approx(factor)
+        assert schedule.at(Moment(progress=progress)) == pytest.approx(factor)
 
 
 def test_a_plateau() -> None:
     """The rate falls after three epochs without a lower loss, and only after three more once again."""
     schedule, losses = Schedule(shape="plateau", factor=0.1), [3, 2, 2, 2, 2, 1, 1.5, 1.2, 1.1, 1.0, 1.0, 1.0]
-    factors = [schedule.at(0.5, losses[:n]) for n in range(len(losses) + 1)]
+    factors = [schedule.at(Moment(progress=0.5), losses[:n]) for n in range(len(losses) + 1)]
     assert factors == pytest.approx([1, 1, 1, 1, 1, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.01, 0.001])
 
 
@@ -245,13 +246,16 @@ def test_every_schedule_at_once() -> None:
     assert set(formulas) == set(RULES["schedule"]["choices"])
     losses = [1.0] * 7  # the first, and twice three that are no lower
     for shape, formula in formulas.items():
-        schedule = Schedule(shape=shape, warmup=0.25, factor=0.3)
+        schedule = Schedule(shape=shape, warmup=Span.of(0.25), factor=0.3)
         for progress in np.linspace(0, 1, 101):
             up = progress / 0.25
             if shape == "onecycle":
                 up = 1 / 25 + (1 - 1 / 25) * (1 - math.cos(math.pi * up)) / 2
             expected = up if progress < 0.25 else formula((progress - 0.25) / 0.75)
-            assert schedule.at(progress, losses) == pytest.approx(expected, abs=1e-9), (shape, progress)
+            assert schedule.at(Moment(progress=progress), losses) == pytest.approx(expected, abs=1e-9), (
+                shape,
+                progress,
+            )
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

@@ -14,6 +14,7 @@ from torch import nn
 
 from linnaeus.data.cache import PackedPixels
 from linnaeus.data.loaders import Batch, Loader
+from linnaeus.durations import Span
 from linnaeus.errors import TrainingError
 from linnaeus.images import Preprocess
 from linnaeus.results import EpochResult
@@ -175,6 +176,19 @@ def test_parts_of_a_batch_add_up(parts: int) -> None:
     assert whole.history[0].train_accuracy == cut.history[0].train_accuracy
 
 
+def test_gradient_descent_takes_the_whole_gradient() -> None:
+    """A step over all images, 256 at a time, is the rate along the gradient that one batch of them all has."""
+    state, rule = new_state(), Rule(optimizer="gd", lr=0.1)
+    state.model.layers[1], state.model.layers[3] = nn.Identity(), nn.Identity()
+    state.optimizer = make_optimizer(state.model, rule)
+    whole, loader = copy.deepcopy(state.model), data(600, 600)
+    fit(state, TASK, loader, replace(PLAN, epochs=1, rule=rule, accumulate=3), Ground().hooks())
+    assert state.step == 1
+    TASK.step(whole, next(loader.batches())).loss.backward()
+    for after, before in zip(state.model.parameters(), whole.parameters()):
+        torch.testing.assert_close(after, before - 0.1 * before.grad, rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize("at", [1, 3, 4, 6, 12])
 def test_interrupted_and_resumed(tmp_path: Path, at: int) -> None:
     """A run that is interrupted after any step, saved, and loaded afresh ends with the same state and history."""
@@ -226,6 +240,61 @@ def test_time_runs_out() -> None:
     assert 0.3 <= state.seconds < 5
     assert ground.epochs[-1].learning_rate < 0.05
     assert state.best is not None
+
+
+class Rates:
+    """A task that writes down the learning rate of each step."""
+
+    def __init__(self, state: State) -> None:
+        self.state, self.seen = state, list[float]()
+
+    def step(self, model: nn.Module, batch: Batch) -> StepResult:
+        """Note the rate and train."""
+        self.seen.append(self.state.optimizer.param_groups[0]["lr"])
+        return TASK.step(model, batch)
+
+
+@pytest.mark.parametrize("warmup", ["0.5", "5 steps", "1.25 epochs"])
+def test_a_run_of_ten_steps(warmup: str) -> None:
+    """Ten steps of endless epochs end after the tenth, are judged, and rise and fall at the formula's rates."""
+    schedule = Schedule(shape="linear", warmup=Span.of(warmup))
+    plan = replace(PLAN, epochs=100_000, steps=10, schedule=schedule, rule=Rule(optimizer="sgd", lr=1.0))
+    state, ground = new_state(plan), Ground()
+    task = Rates(state)
+    assert fit(state, task, data(), plan, ground.hooks(plan)) == "done"
+    assert task.seen == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1, 0.8, 0.6, 0.4, 0.2], abs=1e-6)
+    assert [r.step for r in state.history] == [4, 8, 10]
+    assert (state.epoch, state.batch, state.step) == (2, 2, 10)
+
+
+@pytest.mark.parametrize("at", [1, 4, 8, 9, 10])
+def test_a_run_of_ten_steps_resumed(tmp_path: Path, at: int) -> None:
+    """A run whose length is a number of steps, interrupted after any of them, ends with the same state and history."""
+    schedule = Schedule(shape="cosine", warmup=Span.of("3 steps"))
+    plan = replace(PLAN, epochs=100_000, steps=10, schedule=schedule, ema=0.9)
+    quiet, path = new_state(plan), tmp_path / "state"
+    fit(quiet, TASK, data(), plan, Ground().hooks(plan))
+    fit(new_state(plan), TASK, data(), plan, Ground(interrupt_at=at, path=path).hooks(plan))
+    for _ in range(2):  # the second time there is nothing left to do
+        resumed = new_state(plan)
+        load_state(resumed, path)
+        assert fit(resumed, TASK, data(), plan, Ground(path=path).hooks(plan)) == "done"
+        assert told(quiet) == told(resumed)
+        for x, y in zip(quiet.judged.state_dict().values(), resumed.judged.state_dict().values()):
+            assert torch.equal(x, y)
+
+
+def test_a_warmup_in_seconds() -> None:
+    """In a run that a time limit ends, a warm-up of half of it is over at the top, and the rate falls from there."""
+    schedule = Schedule(shape="linear", warmup=Span.of("0.1s"))
+    plan = replace(PLAN, epochs=100_000, time_limit=0.2, schedule=schedule, rule=Rule(optimizer="sgd", lr=1.0))
+    state = new_state(plan)
+    task = Rates(state)
+    assert fit(state, task, data(), plan, Ground().hooks(plan)) == "time"
+    top = task.seen.index(max(task.seen))
+    assert task.seen[0] == 0
+    assert task.seen[: top + 1] == sorted(task.seen[: top + 1])
+    assert task.seen[top:] == sorted(task.seen[top:], reverse=True)
 
 
 def test_checkpoints_within_an_epoch() -> None:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from linnaeus.durations import Moment, Span
 from linnaeus.training.losses import Loss
 from linnaeus.training.optim import Rule, Schedule, make_optimizer, set_learning_rate
 
@@ -86,16 +87,39 @@ def test_the_first_adam_step() -> None:
 )
 def test_schedules(shape: str, expected: dict[float, float]) -> None:
     """At the start, in warm-up, at its end, in the middle and at the end, the rate is the formula's."""
-    schedule = Schedule(shape=shape, warmup=0.1)
+    schedule = Schedule(shape=shape, warmup=Span.of(0.1))
     for progress, factor in expected.items():
-        assert schedule.at(progress) == pytest.approx(factor, abs=1e-9), progress
+        assert schedule.at(Moment(progress=progress)) == pytest.approx(factor, abs=1e-9), progress
+
+
+@pytest.mark.parametrize(
+    ("warmup", "passed"), [("25%", "progress"), ("30 steps", "steps"), ("3 epochs", "epochs"), ("15s", "seconds")]
+)
+def test_a_warmup_in_any_unit(warmup: str, passed: str) -> None:
+    """A quarter of a run, told in any unit, gives the factors of that share at every step."""
+    schedule, share = Schedule(shape="cosine", warmup=Span.of(warmup)), Schedule(shape="cosine", warmup=Span.of(0.25))
+    for step in range(121):
+        now = Moment(progress=step / 120, steps=step, epochs=step / 10, seconds=step / 2)
+        assert schedule.at(now) == pytest.approx(share.at(now), abs=1e-12), step
+
+
+def test_a_warmup_that_the_pace_decides() -> None:
+    """Where a run of unknown length slows down, the rate rises by the warm-up's own unit and is at its top at its end.
+
+    No share of the run is remembered for it: each moment tells its own factor.
+    """
+    schedule = Schedule(shape="linear", warmup=Span.of("10 steps"))
+    progress = [0.001 * step**2 for step in range(30)]
+    factors = [schedule.at(Moment(progress=p, steps=step)) for step, p in enumerate(progress)]
+    assert factors[:11] == pytest.approx([step / 10 for step in range(11)])
+    assert factors[11:] == sorted(factors[11:], reverse=True)
 
 
 @given(st.sampled_from(["constant", "linear", "cosine", "onecycle"]), st.floats(0, 0.9), st.floats(0, 1))
 def test_a_schedule_stays_between_zero_and_one(shape: str, warmup: float, progress: float) -> None:
     """Any warm-up and progress give a factor in [0, 1], and without warm-up it starts at the top."""
-    assert 0 <= Schedule(shape=shape, warmup=warmup).at(progress) <= 1
-    assert Schedule(shape=shape).at(0.0) == 1.0
+    assert 0 <= Schedule(shape=shape, warmup=Span.of(warmup)).at(Moment(progress=progress)) <= 1
+    assert Schedule(shape=shape).at(Moment(progress=0.0)) == 1.0
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])

@@ -114,6 +114,15 @@ def test_the_users_word_counts() -> None:
         assert everything.choices == []
 
 
+def test_gradient_descent_sees_all_images() -> None:
+    """A step of gd has all images, a few hundred at a time; a number of steps alone decides the length of a run."""
+    settings = choose(LOOKS[0], images=600, optimizer="gd", steps=7).settings
+    assert (settings.batch_size, settings.accumulate) == (600, 3)
+    assert (settings.budget, settings.epochs) == (0.0, 100_000)
+    assert choose(LOOKS[0], steps=7, budget="1m").settings.budget == 60
+    assert choose(LOOKS[0], steps=7, epochs=2).settings.epochs == 2
+
+
 def test_a_given_setting_that_is_zero_or_false_counts() -> None:
     """False, 0 and 0.0 are words too, not gaps to fill."""
     zeros = {"flip": False, "lr": 0.0, "ema": 0.0, "weight_decay": 0.0, "colour": 0.0, "pretrained": False}

@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 from linnaeus.data.loaders import Batch
-from linnaeus.errors import TrainingError
+from linnaeus.errors import MemoryLimitError, TrainingError
 from linnaeus.runtime import World, join_world
 from linnaeus.training.checkpoint import State
 from linnaeus.training.loop import fit, judge
 from linnaeus.training.tasks import StepResult
 from test_loop import NORMALIZE, PLAN, TASK, Ground, Net, Poisoned, data, new_state
+from test_memory import Hungry
 
 
 def without_noise() -> Net:
@@ -128,7 +129,31 @@ def check_alike(state: State) -> None:
         assert torch.allclose(total, 2 * p.detach())
 
 
-CASES = (bad_loss, uneven_parts, one_is_told_to_stop, time_runs_out, judging, agreement, every_image_once)
+def memory_runs_out(world: World) -> None:
+    """Where memory runs out in one process, both compute in as many parts, to the weights of one that was told to."""
+    states, told = [], []
+    for accumulate, task in ((1, Hungry(most=2 if world.rank == 1 else 99)), (2, TASK)):
+        plan, loader = replace(PLAN, world=world, accumulate=accumulate), replace(data(), rank=world.rank, world=2)
+        state = new_state(plan)
+        fit(state, task, loader, plan, replace(Ground().hooks(plan), on_parts=told.append))
+        states.append(state)
+    assert told == [2], told
+    for a, b in zip(*(state.model.state_dict().values() for state in states)):
+        assert torch.equal(a, b)
+    with pytest.raises(MemoryLimitError):
+        fit(new_state(plan), Hungry(most=world.rank), loader, plan, Ground().hooks(plan))
+
+
+CASES = (
+    memory_runs_out,
+    bad_loss,
+    uneven_parts,
+    one_is_told_to_stop,
+    time_runs_out,
+    judging,
+    agreement,
+    every_image_once,
+)
 
 
 def main() -> None:

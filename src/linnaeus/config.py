@@ -16,23 +16,12 @@ from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any
 
+from linnaeus.durations import Span, parse_duration
 from linnaeus.errors import SettingError, suggest
 
 AUTO = "auto"
 
-_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 _SIZES = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
-
-
-def parse_duration(text: str) -> float:
-    """Return the seconds that "90", "90s", "5m", "1h" or "1h30m" stand for. Raises ValueError."""
-    parts = re.findall(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
-    written = re.sub(r"\s", "", text.lower())
-    if not parts or "".join(number + unit for number, unit in parts) != written:
-        raise ValueError(text)
-    if any(unit not in _UNITS for _, unit in parts):
-        raise ValueError(text)
-    return sum(float(number) * _UNITS[unit] for number, unit in parts)
 
 
 def parse_size(text: str) -> int:
@@ -78,6 +67,9 @@ NUMBER = Kind("a number", float, (Real,))
 SWITCH = Kind("true or false", _parse_bool, (bool,))
 TEXT = Kind("a text", str, (str,))
 DURATION = Kind("a duration such as 30s, 5m or 1h30m", parse_duration, (Real,))
+SPAN = Kind(
+    "500 steps, 2 epochs, 30s, a share such as 5%, or a number", lambda text: Span.of(text).plain(), (Real, str)
+)
 INTEGERS = Kind("whole numbers from 1 on such as 32,64,64", _parse_numbers, (tuple, list))
 WEIGHTS = Kind(
     "none, balanced, effective, or a number for each class such as 1,2.5", _parse_weights, (str, tuple, list)
@@ -161,6 +153,7 @@ class Settings:
     )
     # -- training
     epochs: Any = _setting(AUTO, INTEGER, "how often each training image is seen", low=1, high=100_000)
+    steps: int = _setting(0, INTEGER, "most optimizer steps in all; 0 for no limit", low=0, high=10**9)
     budget: Any = _setting(AUTO, DURATION, "time that the whole command may take; 0 for no limit", low=0.0)
     batch_size: Any = _setting(AUTO, INTEGER, "images per optimizer step, over all processes", low=1, high=2**31)
     accumulate: Any = _setting(AUTO, INTEGER, "parts in which a batch is computed, to save memory", low=1, high=65_536)
@@ -176,7 +169,7 @@ class Settings:
     lr_drop: float = _setting(
         0.1, NUMBER, "factor of the learning rate at a drop of step, exponential or plateau", low=1e-6, high=1.0
     )
-    warmup: Any = _setting(AUTO, NUMBER, "share of the run in which the learning rate rises", low=0.0, high=0.9)
+    warmup: Any = _setting(AUTO, SPAN, "how long the learning rate rises at the start", low=0.0, high=0.9)
     loss: str = _setting("cross_entropy", TEXT, "what training makes small", choices=LOSSES)
     focal_gamma: float = _setting(2.0, NUMBER, "how much less focal counts what is known well", low=0.0, high=10.0)
     class_weights: Any = _setting("none", WEIGHTS, "how much the images of each class count", low=0.0)

@@ -9,6 +9,7 @@
     ├── BundleError               a bundle that is missing, damaged or from a newer version
     ├── RunError                  a run folder that is in use, absent, or does not fit what is asked of it
     ├── TrainingError             training that cannot go on (the loss is no longer a number)
+    │   └── MemoryLimitError      training that needs more memory than there is
     ├── StorageError              a disk that is full, or a place that cannot be written or read
     └── MissingExtraError         an optional part that is not installed
 
@@ -71,6 +72,14 @@ class RunError(LinnaeusError):
 
 class TrainingError(LinnaeusError):
     """Training that cannot go on."""
+
+
+class MemoryLimitError(TrainingError):
+    """Training that needs more memory than there is."""
+
+    def __init__(self, got: str) -> None:
+        fix = "Set a smaller train_size or image_size, or choose a smaller model."
+        super().__init__("memory for a step of training", got=got, fix=fix)
 
 
 class StorageError(LinnaeusError):

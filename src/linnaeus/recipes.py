@@ -17,6 +17,7 @@ from linnaeus.data.survey import Survey
 from linnaeus.images import Preprocess
 from linnaeus.models.registry import Entry
 from linnaeus.results import Choice
+from linnaeus.training.imbalance import count_seen
 
 _ENDLESS = 100_000
 _FEW_EPOCHS, _LONG_EPOCHS = 4, 6
@@ -131,7 +132,7 @@ def _fit(look: Survey) -> tuple[str, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Situation:
-    """What the training recipe depends on: the network, images to train on, kind of pictures and start.
+    """What the training recipe depends on: the network, images of an epoch, kind of pictures and start.
 
     `imbalance` is the largest class's number of images over the smallest's.
     """
@@ -154,7 +155,7 @@ class Situation:
         return cls(
             model=entry.name,
             size=dataset.preprocess.height,
-            images=int(counts.sum()),
+            images=count_seen(counts, settings.sampling),
             small=look.small,
             grey=look.grey,
             pretrained=bool(settings.pretrained),
@@ -195,12 +196,15 @@ def _adjustment(settings: Settings, now: Situation) -> tuple[float, str]:
 
 
 def _choose_length(chooser: Chooser, now: Situation) -> None:
-    """Choose epochs or budget; whichever the user gave decides."""
+    """Choose epochs or budget; whichever of them and steps the user gave decides."""
     settings = chooser.settings
     if settings.epochs != AUTO:
         chooser.choose("budget", 0.0, "the number of epochs was given")
     elif settings.budget != AUTO and settings.budget > 0:
         chooser.choose("epochs", _ENDLESS, "as many as the budget allows")
+    elif settings.steps:
+        chooser.choose("budget", 0.0, "the number of steps was given")
+        chooser.choose("epochs", _ENDLESS, "as many as the steps need")
     elif now.pretrained and now.device == "cpu" and settings.budget == AUTO:
         chooser.choose("budget", 600.0, "ten minutes fine-tune a few thousand photographs on a CPU")
         chooser.choose("epochs", _ENDLESS, "as many as the budget allows")

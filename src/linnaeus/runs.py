@@ -36,7 +36,7 @@ from linnaeus.runtime import (
     list_versions,
     seed_all,
 )
-from linnaeus.trials import check_sense, choose_arithmetic, try_out
+from linnaeus.trials import check_sense, choose_arithmetic, find_doubts, try_out
 
 _SHOWN = 512  # pictures that a network may look at before it learns
 
@@ -113,9 +113,11 @@ def _begin(run: Run, out: str | Path | None) -> RunResult:
     check_free(out)
     keep_memory()
     start = _prepare(run)
+    with run.timed("building"):
+        learner = _build_learner(run, start)  # before there is a folder: it refuses what contradicts itself
     if run.world.leads:
         run.folder = create_run(out, start.dataset.source.name)
-    return _carry_out(run, start)
+    return _carry_out(run, learner)
 
 
 def _resume(run: Run, path: Path, asked: dict[str, Any]) -> RunResult:
@@ -146,7 +148,9 @@ def _resume(run: Run, path: Path, asked: dict[str, Any]) -> RunResult:
         )
     if run.world.leads and not folder.checkpoint.is_file():
         folder.write_epochs([])  # the run begins anew, and tells its epochs anew
-    return _carry_out(run, start)
+    with run.timed("building"):
+        learner = _build_learner(run, start)
+    return _carry_out(run, learner)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,12 +202,11 @@ def _read_images(run: Run, ground: Ground) -> Dataset:
     return dataset
 
 
-def _carry_out(run: Run, start: Start) -> RunResult:
+def _carry_out(run: Run, learner: Learner) -> RunResult:
     """Train the network, and deliver the best of it, also when training was cut short or failed."""
-    with run.timed("building"):
-        learner = _build_learner(run, start)
+    learner.folder = run.folder
     if run.folder is not None and run.world.leads:
-        _write_start(run, run.folder, start.dataset)
+        _write_start(run, run.folder, learner.dataset)
     failure: TrainingError | None = None
     with run.timed("training"):
         try:
@@ -221,10 +224,14 @@ def _carry_out(run: Run, start: Start) -> RunResult:
 
 
 def _build_learner(run: Run, start: Start) -> Learner:
+    """Choose the rest of the settings, and bring all that training needs together. Raises SettingError."""
     dataset, entry, device = start.dataset, start.ground.entry, start.device
     look = start.ground.look
-    choose_training(run.chooser, Situation.of(dataset, entry, look, run.settings, device=device.type))
-    check_sense(run.settings, entry)
+    now = Situation.of(dataset, entry, look, run.settings, device=device.type)
+    choose_training(run.chooser, now)
+    check_sense(run.settings, entry, images=now.images)
+    for doubt in find_doubts(run.settings, images=now.images):
+        run.display.say(f"  note: {doubt}")
     if entry.looks:
         _show_pictures(start.model, dataset)
     model = start.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -234,7 +241,7 @@ def _build_learner(run: Run, start: Start) -> Learner:
     assert not run.settings.unresolved(), run.settings.unresolved()
     return Learner(
         settings=run.settings, dataset=dataset, entry=entry, blueprint=start.blueprint, model=model, device=device,
-        world=run.world, display=run.display, interrupts=run.interrupts, started=run.started, folder=run.folder,
+        world=run.world, display=run.display, interrupts=run.interrupts, started=run.started, folder=None,
     )  # fmt: skip
 
 
@@ -272,7 +279,7 @@ def _finish(run: Run, learner: Learner) -> RunResult:
         run.display.say("Stopping: what was learned is judged and written; another signal stops at once.")
     with run.timed("judging"):
         delivery = deliver(_product(learner), run.folder.bundle, display=run.display, at_most=learner.sample_size())
-    stopped = learner.ended if learner.ended in ("interrupted", "patience", "diverged") else ""
+    stopped = learner.ended if learner.ended in ("interrupted", "patience", "diverged", "memory") else ""
     story = _tell_story(run, learner, delivery, stopped)
     write_report(run.folder.path, story, learner.dataset, delivery.judgements)
     if learner.ended != "interrupted":

@@ -12,7 +12,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -28,6 +28,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _LARGEST_MMAP_THRESHOLD = 32 * 2**20  # glibc refuses more
 _TRIAL_SECONDS = 0.25
 _PATIENCE = timedelta(days=1)
+_MEMORY_LOST = re.compile(
+    r"(?i)out of memory|can't allocate memory|not enough memory|failed to allocate|alloc_failed|bad_alloc"
+)
 _PEER_LOST = re.compile(r"(?i)connection (closed|reset|refused)|broken pipe|timed? ?out")  # in what gloo and NCCL raise
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -205,6 +208,29 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     if precision == "fp32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=_DTYPES[precision])
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, of a device or of the machine."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or bool(_MEMORY_LOST.search(str(error)))
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back what the device's allocator keeps of tensors that are gone."""
+    if device.type != "cpu":
+        gc.collect()
+        torch.get_device_module(device).empty_cache()
+
+
+def compute_in_halves(compute: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+    """Return what a function says of each image (N, ...), of half of them at a time where memory runs out."""
+    try:
+        return compute(images)
+    except (RuntimeError, MemoryError) as error:
+        if len(images) < 2 or not ran_out(error):
+            raise
+    free_memory(images.device)
+    return torch.cat([compute_in_halves(compute, half) for half in images.tensor_split(2)])
 
 
 def seed_all(device: torch.device, *numbers: int) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
 
 from linnaeus.config import AUTO, Settings
+from linnaeus.durations import Moment, Span
 from linnaeus.errors import SettingError
 from linnaeus.models.registry import Blueprint, Classifier, Entry
 from linnaeus.recipes import Chooser
@@ -16,8 +18,10 @@ from linnaeus.training.loop import side_at
 _LARGE = 64  # pixels a side, above which a trial takes two pictures
 
 
-def check_sense(settings: Settings, entry: Entry) -> None:
-    """Refuse settings that contradict each other or the network. Raises SettingError."""
+def check_sense(settings: Settings, entry: Entry, *, images: int) -> None:
+    """Refuse settings that contradict each other, the network, or a run on so many images. Raises SettingError."""
+    _check_batches(settings, images)
+    _check_warmup(settings, images)
     soft = [name for name in ("label_smoothing", "mixup", "cutmix") if getattr(settings, name)]
     if settings.loss == "focal" and soft:
         got = ", ".join(f"{name}={getattr(settings, name)}" for name in soft)
@@ -26,6 +30,50 @@ def check_sense(settings: Settings, entry: Entry) -> None:
         got = f"train_size={settings.train_size}, grow={settings.grow}"
         expected = f"one picture size, {settings.image_size}, for {entry.name}"
         raise SettingError(expected, got=got, fix="Leave train_size and grow out, or choose another model.")
+
+
+def _check_batches(settings: Settings, images: int) -> None:
+    """Refuse more parts of a batch than it has images, and gradient descent on fewer than all."""
+    most = min(settings.batch_size, images)
+    if settings.accumulate > most:
+        fix = f"Set accumulate={most} or less, or a larger batch_size."
+        raise SettingError(
+            f"at most {most} parts of a batch of {most}", got=f"accumulate={settings.accumulate}", fix=fix
+        )
+    if settings.optimizer == "gd" and most < images:
+        fix = "Leave batch_size out, or set optimizer=sgd momentum=0."
+        got = f"batch_size={settings.batch_size}"
+        raise SettingError(f"all {images:,} images in a step of gradient descent", got=got, fix=fix)
+
+
+def _check_warmup(settings: Settings, images: int) -> None:
+    """Refuse a warm-up that would last longer than the run."""
+    warmup, end = Span.of(settings.warmup), _end_of_run(settings, images)
+    if warmup.amount >= warmup.passed(end):
+        length = Span(amount=warmup.passed(end), unit=warmup.unit).plain()
+        fix = "Set a shorter warmup, such as 5%, or a longer run."
+        raise SettingError(f"a warmup shorter than the run, {length}", got=f"warmup={settings.warmup}", fix=fix)
+
+
+def _end_of_run(settings: Settings, images: int) -> Moment:
+    """Return the moment at which a run on so many images ends at the latest."""
+    each = -(-images // settings.batch_size)
+    steps = min(settings.epochs * each, settings.steps or math.inf)
+    return Moment(progress=1.0, steps=int(steps), epochs=steps / each, seconds=settings.budget or math.inf)
+
+
+def find_doubts(settings: Settings, *, images: int) -> list[str]:
+    """Return a sentence for each setting that will have no effect in a run on so many images."""
+    steps = settings.epochs * -(-images // settings.batch_size)
+    doubts = {
+        f"patience={settings.patience} cannot stop a run of {settings.epochs} epochs.": (
+            settings.patience >= settings.epochs
+        ),
+        f"steps={settings.steps} will not be reached: epochs={settings.epochs} are {steps:,} steps.": (
+            settings.steps > steps
+        ),
+    }
+    return [sentence for sentence, holds in doubts.items() if holds]
 
 
 def try_out(model: Classifier, settings: Settings, blueprint: Blueprint, *, images: int) -> None:

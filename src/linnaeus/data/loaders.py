@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -54,6 +55,15 @@ class Batch:
             share=self.share * (end - start) / len(self.labels),
             targets=None if self.targets is None else self.targets[start:end],
         )
+
+    def split(self, parts: int, *, processes: int) -> list[Batch]:
+        """Return the batch in as many parts in every process, none of them empty."""
+        n = len(self.labels)
+        parts = max(1, min(parts, round(n / self.share) // processes)) if n else 1
+        if parts == 1:
+            return [self]
+        edges = [n * i // parts for i in range(parts + 1)]
+        return [self.cut(start, end) for start, end in itertools.pairwise(edges)]
 
 
 @dataclass(frozen=True, kw_only=True)

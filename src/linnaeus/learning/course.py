@@ -9,12 +9,16 @@ import time
 
 import torch
 
+from linnaeus.data.loaders import Loader
 from linnaeus.data.mixing import Mix
+from linnaeus.durations import Moment, Span
+from linnaeus.errors import MemoryLimitError
 from linnaeus.learning.head import fit_probe
 from linnaeus.learning.learner import FEWEST_JUDGED, JUDGING_SHARE, Learner, augmentation, make_loss
 from linnaeus.models.folding import fold_norms, unfold_norms
 from linnaeus.models.registry import Classifier
 from linnaeus.results import EpochResult
+from linnaeus.runtime import ran_out
 from linnaeus.training.checkpoint import Best, State, Tally, copy_weights, load_state, save_state
 from linnaeus.training.imbalance import resample
 from linnaeus.training.loop import Hooks, Plan, fit, judge
@@ -29,7 +33,8 @@ _HEAD_FACTOR = 3.0
 def learn(learner: Learner) -> None:
     """Train from the run's checkpoint if it has one, else from the start.
 
-    Raises TrainingError when the loss stays non-finite; `learner.best` then holds the last good weights.
+    Raises TrainingError when the loss stays non-finite or memory does not suffice; `learner.best` then holds the last
+    good weights.
     """
     path = learner.folder.checkpoint if learner.folder is not None else None
     resumed = path is not None and path.is_file()
@@ -45,7 +50,23 @@ def learn(learner: Learner) -> None:
             return
     plan = _make_plan(learner)
     state = _new_state(learner, plan)
-    if path is not None and resumed:
+    _take_up(learner, state)
+    learner.ended = "diverged"  # unless the loop comes back
+    try:
+        learner.ended = _run_loop(learner, state, plan)
+    except MemoryLimitError:
+        learner.ended = "memory"
+        raise
+    finally:
+        learner.history = state.history
+        # Cut short before anything was judged, what there is is what is kept, unless it is known to be bad.
+        learner.best = state.best or (None if learner.ended in ("diverged", "memory") else _last_weights(state))
+
+
+def _take_up(learner: Learner, state: State) -> None:
+    """Fill the state from the run's checkpoint if there is one; else save it if a head was fitted."""
+    path = learner.folder.checkpoint if learner.folder is not None else None
+    if path is not None and path.is_file():
         load_state(state, path)
         if not learner.world.leads:
             state.tally = Tally(skipped=state.tally.skipped)  # the first process has the sums of all
@@ -53,13 +74,6 @@ def learn(learner: Learner) -> None:
             learner.folder.write_epochs(state.history)
     elif learner.best is not None and learner.world.leads and path is not None:
         save_state(state, path)
-    learner.ended = "diverged"  # unless the loop comes back
-    try:
-        learner.ended = _run_loop(learner, state, plan)
-    finally:
-        learner.history = state.history
-        # Cut short before anything was judged, what there is is what is kept, unless it is known to be bad.
-        learner.best = state.best or (None if learner.ended == "diverged" else _last_weights(state))
 
 
 def _last_weights(state: State) -> Best | None:
@@ -94,8 +108,9 @@ def _make_plan(learner: Learner) -> Plan:
             weight_decay=settings.weight_decay,
             head_factor=_HEAD_FACTOR if settings.pretrained else 1.0,
         ),
-        schedule=Schedule(shape=settings.schedule, warmup=settings.warmup, factor=settings.lr_drop),
+        schedule=Schedule(shape=settings.schedule, warmup=Span.of(settings.warmup), factor=settings.lr_drop),
         epochs=settings.epochs,
+        steps=settings.steps or math.inf,
         time_limit=limit,
         accumulate=settings.accumulate,
         clip_norm=settings.clip_norm,
@@ -147,10 +162,26 @@ def _run_loop(learner: Learner, state: State, plan: Plan) -> str:
     tracker = Tracker(learner.folder.path / "tensorboard") if learner.world.leads and learner.folder else None
     hooks = _make_hooks(learner, plan, tracker)
     try:
-        return fit(state, task, loader, plan, hooks)
+        ended = fit(state, task, loader, plan, hooks)
+        if ended != "interrupted":
+            _tell_warmup(learner, state, loader)
+        return ended
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out(error):
+            raise
+        raise MemoryLimitError(str(error).splitlines()[0][:120]) from None
     finally:
         if tracker is not None:
             tracker.close()
+
+
+def _tell_warmup(learner: Learner, state: State, loader: Loader) -> None:
+    """Say it where training ended while the learning rate was still rising."""
+    warmup = Span.of(learner.settings.warmup)
+    epochs = state.epoch + state.batch / loader.steps
+    passed = warmup.passed(Moment(progress=1.0, steps=state.step, epochs=epochs, seconds=state.seconds))
+    if passed < warmup.amount:
+        learner.warn(f"Training ended within its warm-up ({warmup.plain()}): set a shorter warmup, such as 5%.")
 
 
 def _make_hooks(learner: Learner, plan: Plan, tracker: Tracker | None) -> Hooks:
@@ -172,10 +203,14 @@ def _make_hooks(learner: Learner, plan: Plan, tracker: Tracker | None) -> Hooks:
             tracker.write(result)
         return False
 
+    def on_parts(parts: int) -> None:
+        learner.warn(f"Memory did not suffice for a step: its batch is computed in {parts} parts from now on.")
+
     return Hooks(
         judge=lambda network: judge(network, val, learner.normalize, plan),
         save=save,
         on_epoch=on_epoch,
         interrupted=lambda: learner.interrupts.caught != 0,
         watch=lambda batches, total: learner.display.watch(batches, total, "training"),
+        on_parts=on_parts,
     )

@@ -39,7 +39,7 @@ class Learner:
 
     Attributes:
         best: the weights to keep, None if none are known to be good. history: what each epoch did.
-        ended: why training ended, as `fit` says, "head" if only the head was fitted, or "diverged".
+        ended: why training ended, as `fit` says, "head" if only the head was fitted, "diverged" or "memory".
         held_out: the parts that the kept weights did not learn from.
         norms: the batch norms that were folded into the convolutions for the time of training.
         speed: images a second that the network judges, 0 while that is not known. notes: sentences for the report.

@@ -51,6 +51,7 @@ class State:
         model: what learns. average: its moving average, which is judged; None judges the model itself.
         epoch, batch: finished epochs, and finished batches of the running one. step: optimizer steps in all.
         seconds: time spent training, over all sessions. bad_steps: non-finite losses in a row.
+        parts: in which a batch was last computed for want of memory.
     """
 
     model: nn.Module
@@ -63,6 +64,7 @@ class State:
     step: int = 0
     seconds: float = 0.0
     bad_steps: int = 0
+    parts: int = 1
     tally: Tally = field(default_factory=Tally)
     best: Best | None = None
     history: list[EpochResult] = field(default_factory=list)
@@ -71,6 +73,12 @@ class State:
     def judged(self) -> nn.Module:
         """The network that is judged and kept."""
         return self.model if self.average is None else self.average
+
+    @property
+    def epochs_since_best(self) -> int:
+        """Epochs after the best one."""
+        best = max((i for i, result in enumerate(self.history) if result.best), default=0)
+        return len(self.history) - 1 - best
 
 
 def copy_weights(model: nn.Module) -> Weights:
@@ -102,7 +110,7 @@ def save_state(state: State, path: Path) -> None:
     write_file(path, data)
 
 
-_NUMBERS = ("stage", "epoch", "batch", "step", "seconds", "bad_steps")
+_NUMBERS = ("stage", "epoch", "batch", "step", "seconds", "bad_steps", "parts")
 
 
 def load_state(state: State, path: Path) -> None:

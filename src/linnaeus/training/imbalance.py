@@ -42,10 +42,21 @@ def resample(indices: NDArray[np.int64], labels: NDArray[np.int64], how: str, *,
     if how == "none":
         return indices
     classes, counts = np.unique(labels, return_counts=True)
-    wanted = {"over": counts.max(), "under": counts.min(), "balanced": -(-len(indices) // len(classes))}[how]
+    wanted = _times_each(counts, how)
     chance = np.random.default_rng([seed, _SAMPLE_STREAM])
     chosen = []
     for k in classes:
         members = chance.permutation(indices[labels == k])
-        chosen.append(np.resize(members, int(wanted)))  # whole rounds first, so that no image is seen twice as often
+        chosen.append(np.resize(members, wanted))  # whole rounds first, so that no image is seen twice as often
     return np.concatenate(chosen)
+
+
+def count_seen(counts: NDArray[np.int64], how: str) -> int:
+    """Return how many images an epoch has after `resample`, for the numbers of images of the classes, int64 (K,)."""
+    there = counts[counts > 0]
+    return int(there.sum()) if how == "none" else len(there) * _times_each(there, how)
+
+
+def _times_each(counts: NDArray[np.int64], how: str) -> int:
+    """Return how many images of each class an epoch has."""
+    return int({"over": counts.max(), "under": counts.min(), "balanced": -(-counts.sum() // len(counts))}[how])

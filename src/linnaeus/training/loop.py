@@ -12,19 +12,22 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from linnaeus.data.loaders import Batch, Loader
-from linnaeus.errors import TrainingError
+from linnaeus.durations import Moment
+from linnaeus.errors import MemoryLimitError, TrainingError
 from linnaeus.results import EpochResult
-from linnaeus.runtime import World, autocast, seed_all
+from linnaeus.runtime import World, autocast, compute_in_halves, free_memory, ran_out, seed_all
 from linnaeus.training.checkpoint import Best, State, Tally, copy_weights
-from linnaeus.training.optim import Rule, Schedule, add_l1, set_learning_rate
+from linnaeus.training.optim import Rule, Schedule, add_l1, move_average, set_learning_rate
 from linnaeus.training.tasks import Normalizer, Task
 
 _BAD_STEPS_IN_A_ROW = 3
 _HALF_FROM, _FULL_FROM = 0.25, 0.65  # progress at which growing pictures reach the middle and the full side
 
+Results = list[tuple[Batch, float, torch.Tensor]]  # of the parts of a batch: loss and logits
 Watch = Callable[[Iterable[Batch], int], Iterable[Batch]]
 
 
@@ -33,8 +36,8 @@ class Plan:
     """How long and how to train.
 
     Attributes:
-        epochs: after which training ends. time_limit: seconds of training after which it ends all the same; the
-            schedule follows whichever runs out first.
+        epochs: after which training ends. steps, time_limit: optimizer steps and seconds of training after which it
+            ends all the same; the schedule follows whichever runs out first.
         patience: epochs without a better result before it stops, 0 for never.
         size: side of the pictures. grow: share of it at which training begins (progressive resizing, Howard 2018).
         freeze_norms: keep the batch statistics of a pretrained network.
@@ -43,6 +46,7 @@ class Plan:
     rule: Rule
     schedule: Schedule
     epochs: int
+    steps: float = math.inf
     time_limit: float = math.inf
     accumulate: int = 1
     clip_norm: float = 0.0
@@ -74,6 +78,7 @@ class Hooks:
         judge: returns validation loss and accuracy of a network. save: writes a checkpoint.
         on_epoch: told of each finished epoch; returns whether to stop. interrupted: whether a signal asked to stop.
         watch: wraps the batches of an epoch, to show progress.
+        on_parts: told in how many parts batches are computed from now on, because memory did not suffice.
     """
 
     judge: Callable[[nn.Module], tuple[float, float]]
@@ -81,6 +86,7 @@ class Hooks:
     on_epoch: Callable[[EpochResult], bool]
     interrupted: Callable[[], bool] = lambda: False
     watch: Watch = lambda batches, total: batches
+    on_parts: Callable[[int], None] = lambda parts: None
 
 
 def fit(state: State, task: Task, loader: Loader, plan: Plan, hooks: Hooks) -> str:
@@ -93,8 +99,8 @@ def fit(state: State, task: Task, loader: Loader, plan: Plan, hooks: Hooks) -> s
     if plan.world.size > 1:
         network = DistributedDataParallel(state.model)
     session = _Session(state=state, network=network, task=task, loader=loader, plan=plan, hooks=hooks)
-    while state.epoch < plan.epochs:
-        if plan.patience and _epochs_since_best(state) >= plan.patience:  # a resumed run may begin here, too
+    while not _is_over(state, plan):
+        if plan.patience and state.epochs_since_best >= plan.patience:  # a resumed run may begin here, too
             return "patience"
         start = time.perf_counter()
         ended = _train_epoch(session)
@@ -107,6 +113,12 @@ def fit(state: State, task: Task, loader: Loader, plan: Plan, hooks: Hooks) -> s
         if state.seconds >= plan.time_limit:
             return "time"
     return "done"
+
+
+def _is_over(state: State, plan: Plan) -> bool:
+    """Whether all that the plan asks for was done, and judged."""
+    judged = bool(state.history) and state.history[-1].step == state.step
+    return state.epoch >= plan.epochs or (state.step >= plan.steps and judged)
 
 
 def _save(session: _Session) -> None:
@@ -132,23 +144,36 @@ class _Session:
     hooks: Hooks
     zero: float = field(init=False)
     buffers: list[torch.Tensor] = field(init=False)
+    fitting: set[tuple[int, bool]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "zero", time.perf_counter() - self.state.seconds)
         object.__setattr__(self, "buffers", list(self.state.model.buffers()))  # a walk that takes too long for a step
 
+    @property
+    def parts(self) -> int:
+        """In how many parts a batch is computed: as many as were asked for, or as memory needs."""
+        return max(self.plan.accumulate, self.state.parts)
+
     def count_seconds(self) -> None:
         """Bring the time spent training up to date, judging and saving included, by the first process's clock."""
         self.state.seconds = self.plan.world.agree(time.perf_counter() - self.zero)
 
-    def progress(self, batch: int, seconds: float) -> float:
-        """Return the share of the run that is done, by steps or by time, whichever is further."""
-        by_steps = (self.state.epoch * self.loader.steps + batch) / (self.plan.epochs * self.loader.steps)
-        return min(1.0, max(by_steps, seconds / self.plan.time_limit))
+    def restore(self, statistics: Iterable[torch.Tensor]) -> None:
+        """Set the network's buffers back to copies that were taken of them."""
+        for buffer, before in zip(self.buffers, statistics):
+            buffer.copy_(before)
+
+    def moment(self, batch: int) -> Moment:
+        """Return how far the run is before a batch of the running epoch: by steps or time, whichever is further."""
+        plan, each, seconds = self.plan, self.loader.steps, self.state.seconds
+        steps = self.state.epoch * each + batch
+        progress = max(steps / min(plan.epochs * each, plan.steps), seconds / plan.time_limit)
+        return Moment(progress=min(1.0, progress), steps=steps, epochs=steps / each, seconds=seconds)
 
     def side(self, batch: int) -> int:
         """Return the side of the pictures of a batch of the running epoch."""
-        return side_at(self.progress(batch, self.state.seconds), self.plan.size, self.plan.grow)
+        return side_at(self.moment(batch).progress, self.plan.size, self.plan.grow)
 
 
 def _train_epoch(session: _Session) -> str:
@@ -156,8 +181,9 @@ def _train_epoch(session: _Session) -> str:
     state, plan, hooks, loader = session.state, session.plan, session.hooks, session.loader
     _set_mode(session.network, plan)
     saved = state.seconds
+    left = int(min(loader.steps - state.batch, plan.steps - state.step))
     with contextlib.closing(loader.batches(state.epoch, start=state.batch, side=session.side)) as batches:
-        for batch in hooks.watch(batches, loader.steps - state.batch):
+        for batch in hooks.watch(itertools.islice(batches, left), left):
             _train_step(session, batch.to(plan.device))
             state.batch += 1
             session.count_seconds()
@@ -175,17 +201,13 @@ def _train_epoch(session: _Session) -> str:
 def _train_step(session: _Session, batch: Batch) -> None:
     """One optimizer step, or none if the loss is not finite in any process."""
     state, plan = session.state, session.plan
-    progress = session.progress(state.batch, state.seconds)
-    seed_all(plan.device, plan.seed, state.epoch, state.batch, plan.world.rank)
-    factor = plan.schedule.at(progress, (result.val_loss for result in state.history))
+    factor = plan.schedule.at(session.moment(state.batch), (result.val_loss for result in state.history))
     set_learning_rate(state.optimizer, plan.rule.lr * factor)
-    state.optimizer.zero_grad(set_to_none=True)
     statistics = [buffer.clone() for buffer in session.buffers]
-    results = _backward(session, batch)
+    results = _backward_within_memory(session, batch, statistics)
     state.step += 1
     if not results:
-        for buffer, before in zip(session.buffers, statistics):
-            buffer.copy_(before)  # a batch that overflows has spoilt the batch statistics, too
+        session.restore(statistics)  # a batch that overflows has spoilt the batch statistics, too
         _skip_step(state, batch)
         return
     state.bad_steps = 0
@@ -196,38 +218,88 @@ def _train_step(session: _Session, batch: Batch) -> None:
         state.tally.seen += len(part.labels)
 
 
-def _backward(session: _Session, batch: Batch) -> list[tuple[Batch, float, torch.Tensor]]:
+def _backward_within_memory(session: _Session, batch: Batch, statistics: list[torch.Tensor]) -> Results:
+    """Compute the gradient in as few parts as memory allows, twice as many after each try that it did not.
+
+    What a failed try has changed is set back, so that the step is that of its last try alone. Raises MemoryLimitError
+    where the smallest part does not fit.
+    """
+    state, plan = session.state, session.plan
+    key = (batch.pixels.shape[-1], state.batch == session.loader.steps - 1)
+    if plan.world.size > 1 and key not in session.fitting:
+        # Processes that wait for each other's gradients cannot agree to begin anew. So each first tries alone.
+        while plan.world.any(not _has_room(session, batch, statistics)):
+            _cut_smaller(session, batch)
+        session.fitting.add(key)
+    while True:
+        _begin_step(session)
+        try:
+            return _backward(session, batch)
+        except (RuntimeError, MemoryError) as error:
+            if plan.world.size > 1 or not ran_out(error):
+                raise
+        session.restore(statistics)  # here, where the error no longer holds what the try has computed
+        _cut_smaller(session, batch)
+
+
+def _begin_step(session: _Session) -> None:
+    """Bring chance and gradients to where each try of a step begins."""
+    state, plan = session.state, session.plan
+    seed_all(plan.device, plan.seed, state.epoch, state.batch, plan.world.rank)
+    state.optimizer.zero_grad(set_to_none=True)
+
+
+def _has_room(session: _Session, batch: Batch, statistics: list[torch.Tensor]) -> bool:
+    """Compute a step's gradient in this process alone, for nothing but to see whether memory suffices."""
+    _begin_step(session)
+    try:
+        _backward(session, batch, alone=True)
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out(error):
+            raise
+        return False
+    finally:
+        session.restore(statistics)
+    return True
+
+
+def _cut_smaller(session: _Session, batch: Batch) -> None:
+    """Cut batches into twice as many parts from now on. Raises MemoryLimitError where they are the smallest already."""
+    state, plan = session.state, session.plan
+    images = max(1, round(len(batch.labels) / batch.share) // plan.world.size) if len(batch.labels) else 1
+    few = 2 if any(isinstance(m, _BatchNorm) and m.training for m in session.network.modules()) else 1
+    most, now = max(1, images // few), min(images, session.parts)
+    if now >= most:
+        raise MemoryLimitError(f"too little for {few} at a time of {batch.pixels.shape[-1]} pixels a side")
+    state.parts = min(2 * now, most)
+    state.optimizer.zero_grad(set_to_none=True)
+    free_memory(plan.device)
+    session.hooks.on_parts(state.parts)
+
+
+def _backward(session: _Session, batch: Batch, *, alone: bool = False) -> Results:
     """Add up the gradient over the parts of a batch. Returns each with its loss and logits.
 
-    Returns nothing if any process met a non-finite loss.
+    Returns nothing if any process met a non-finite loss; `alone` asks none of the others.
     """
-    state, plan, network = session.state, session.plan, session.network
+    state, plan = session.state, session.plan
+    network, world = (state.model, World()) if alone else (session.network, plan.world)
     results = []
-    parts = _cut(batch, plan.accumulate, plan.world.size)
+    parts = batch.split(session.parts, processes=plan.world.size)
     for i, part in enumerate(parts):
         last = i == len(parts) - 1
-        waits = contextlib.nullcontext() if last or plan.world.size == 1 else network.no_sync()  # type: ignore[operator]
+        waits = contextlib.nullcontext() if last or world.size == 1 else network.no_sync()  # type: ignore[operator]
         with waits:
             with autocast(plan.device, plan.precision):
                 result = session.task.step(network, part)
             value = result.loss.item()
-            if plan.world.any(not math.isfinite(value)):
+            if world.any(not math.isfinite(value)):
                 return []
             # Processes average their gradients; shares of the whole batch make that the mean over all its images.
-            loss = result.loss * (part.share * plan.world.size)
+            loss = result.loss * (part.share * world.size)
             (state.scaler.scale(loss) if state.scaler is not None else loss).backward()
         results.append((part, value, result.logits.detach()))
     return results
-
-
-def _cut(batch: Batch, parts: int, processes: int) -> list[Batch]:
-    """Cut a batch into as many parts in every process, none of them empty."""
-    n = len(batch.labels)
-    parts = max(1, min(parts, round(n / batch.share) // processes)) if n else 1
-    if parts == 1:
-        return [batch]
-    edges = [n * i // parts for i in range(parts + 1)]
-    return [batch.cut(start, end) for start, end in itertools.pairwise(edges)]
 
 
 def _skip_step(state: State, batch: Batch) -> None:
@@ -258,19 +330,7 @@ def _follow_gradient(state: State, plan: Plan) -> None:
     else:
         state.optimizer.step()
     if state.average is not None:
-        _move_average(state.average, state.model, plan.ema, state.step)
-
-
-@torch.no_grad()
-def _move_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
-    """Exponential moving average of weights and batch statistics (Polyak and Juditsky 1992), quick at first."""
-    weight = 1 - min(decay, (1 + step) / (10 + step))
-    kept, new = list(average.state_dict().values()), list(model.state_dict().values())
-    floats = [i for i, value in enumerate(kept) if value.is_floating_point()]
-    torch._foreach_lerp_([kept[i] for i in floats], [new[i] for i in floats], weight)
-    for old, value in zip(kept, new):
-        if not old.is_floating_point():
-            old.copy_(value)
+        move_average(state.average, state.model, plan.ema, state.step)
 
 
 def _close_epoch(session: _Session, seconds: float) -> EpochResult:
@@ -308,11 +368,6 @@ def _judge_epoch(session: _Session, seconds: float) -> EpochResult:
     )
 
 
-def _epochs_since_best(state: State) -> int:
-    best = max((i for i, result in enumerate(state.history) if result.best), default=0)
-    return len(state.history) - 1 - best
-
-
 def _set_mode(network: nn.Module, plan: Plan) -> None:
     network.train()
     if plan.freeze_norms:
@@ -330,7 +385,7 @@ def judge(model: nn.Module, loader: Loader, normalize: Normalizer, plan: Plan) -
     for loaded in loader.batches() if len(loader.indices) else ():
         batch = loaded.to(plan.device)
         with autocast(plan.device, plan.precision):
-            logits = model(normalize(batch.pixels))
+            logits = compute_in_halves(lambda pixels: model(normalize(pixels)), batch.pixels)
         loss += float(F.cross_entropy(logits.float(), batch.labels, reduction="sum"))
         correct += int((logits.argmax(dim=1) == batch.labels).sum())
         seen += len(batch.labels)

@@ -26,6 +26,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from linnaeus.durations import Moment, Span
+
 _BETAS = (0.9, 0.99)  # of adamw: runs of minutes are too short for a memory of a thousand steps
 _RMS_DECAY = 0.9
 _BY_LAYER = ("lars", "lamb")  # whose rate depends on each layer's norms
@@ -139,7 +141,20 @@ def add_l1(optimizer: torch.optim.Optimizer) -> None:
                     parameter.grad.add_(parameter.sign(), alpha=group["l1"])
 
 
+@torch.no_grad()
+def move_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+    """Exponential moving average of weights and batch statistics (Polyak and Juditsky 1992), quick at first."""
+    weight = 1 - min(decay, (1 + step) / (10 + step))
+    kept, new = list(average.state_dict().values()), list(model.state_dict().values())
+    floats = [i for i, value in enumerate(kept) if value.is_floating_point()]
+    torch._foreach_lerp_([kept[i] for i in floats], [new[i] for i in floats], weight)
+    for old, value in zip(kept, new):
+        if not old.is_floating_point():
+            old.copy_(value)
+
+
 _PLATEAU_EPOCHS = 3
+_NO_SPAN = Span(amount=0.0, unit="share")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,19 +166,20 @@ class Schedule:
             along a cosine and down to nothing), "step" (times `factor` after each third of the run), "exponential"
             (evenly down to `factor` squared), or "plateau" (times `factor` whenever three epochs in a row have not
             brought a lower validation loss).
-        warmup: share of the run in which the rate rises. factor: in (0, 1].
+        warmup: how long the rate rises at the start. factor: in (0, 1]; above 1, an exponential rate rises.
     """
 
     shape: str
-    warmup: float = 0.0
+    warmup: Span = _NO_SPAN
     factor: float = 0.1
 
-    def at(self, progress: float, val_losses: Iterable[float] = ()) -> float:
-        """Return the factor in [0, 1] at a progress in [0, 1], after epochs with these validation losses."""
-        if progress < self.warmup:
-            risen = progress / self.warmup
+    def at(self, now: Moment, val_losses: Iterable[float] = ()) -> float:
+        """Return the factor in [0, 1] at a moment of the run, after epochs with these validation losses."""
+        progress, top = now.progress, self.warmup.end(now)
+        if progress < top:
+            risen = progress / top
             return 0.04 + 0.96 * (1 - math.cos(math.pi * risen)) / 2 if self.shape == "onecycle" else risen
-        fallen = min(1.0, (progress - self.warmup) / max(1e-12, 1 - self.warmup))
+        fallen = min(1.0, (progress - top) / max(1e-12, 1 - top))
         if self.shape in ("cosine", "onecycle"):
             return (1 + math.cos(math.pi * fallen)) / 2
         powers = {

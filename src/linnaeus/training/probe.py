@@ -11,6 +11,7 @@ import onnxruntime
 import torch
 
 from linnaeus.data.loaders import Batch, Loader
+from linnaeus.runtime import compute_in_halves
 from linnaeus.training.losses import Loss
 from linnaeus.training.tasks import Normalizer
 
@@ -67,7 +68,7 @@ def extract_features(
     """Compute the features of a loader's images; `watch` sees each batch and may end the work early."""
     features, labels = [], []
     for batch in loader.batches():
-        features.append(extract(normalize(batch.pixels)).float())
+        features.append(compute_in_halves(lambda pixels: extract(normalize(pixels)), batch.pixels).float())
         labels.append(batch.labels)
         if not watch(batch):
             break

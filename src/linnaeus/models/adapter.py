@@ -116,10 +116,7 @@ def adapt(blueprint: Blueprint, build: Build) -> Classifier:
     linear layer at its end.
     """
     name, classes, channels, size = blueprint.name, blueprint.classes, blueprint.channels, blueprint.size
-    net = build(classes, channels, size)
-    if not isinstance(net, nn.Module):
-        fix = f"Let the function registered as {name} return a module."
-        raise ModelError("a network that is a torch.nn.Module", got=f"a {type(net).__name__}", fix=fix)
+    net = construct(blueprint, build)
     answer = look_once(net.eval(), blueprint, build)
     if not (isinstance(answer, torch.Tensor) and answer.shape == (1, classes) and answer.is_floating_point()):
         raise ModelError(
@@ -129,6 +126,18 @@ def adapt(blueprint: Blueprint, build: Build) -> Classifier:
         )
     memory_format = _choose_format(net, blueprint)
     return Adapted(net, _find_heads(net.train(), blueprint), memory_format)
+
+
+def construct(blueprint: Blueprint, build: Build) -> nn.Module:
+    """Build a network. Raises ModelError for pictures of a size that it has no shape for, and for what is no module."""
+    try:
+        net = build(blueprint.classes, blueprint.channels, blueprint.size)
+    except (AssertionError, ValueError) as error:
+        raise cannot_see(blueprint, build, "its construction", error) from error
+    if not isinstance(net, nn.Module):
+        fix = f"Let the function registered as {blueprint.name} return a module."
+        raise ModelError("a network that is a torch.nn.Module", got=f"a {type(net).__name__}", fix=fix)
+    return net
 
 
 def look_once(net: nn.Module, blueprint: Blueprint, build: Build) -> object:
@@ -144,7 +153,7 @@ def look_once(net: nn.Module, blueprint: Blueprint, build: Build) -> object:
 
 
 def cannot_see(blueprint: Blueprint, build: Build, layer: str, error: Exception) -> ModelError:
-    """Return the error for pictures that a network cannot see, at this layer for this reason."""
+    """Return the error for pictures that a network cannot see: which layer fails, why, and what size would do."""
     reason = " ".join(str(error).split())[:160] or type(error).__name__
     side = next((side for side in _SIDES if side > blueprint.size and _can_see(side, blueprint, build)), 0)
     return ModelError(

@@ -11,11 +11,10 @@ import torch
 from torch import nn
 
 from linnaeus.errors import MissingExtraError, ModelError, suggest
-from linnaeus.models.adapter import Build, adapt, cannot_see, look_once
+from linnaeus.models.adapter import adapt, construct, look_once
 from linnaeus.models.registry import Blueprint, Classifier, Entry
 
 _FROM_TENSORFLOW = ("googlenet", "inception_v3")
-_CHANGED = {"squeezenet": ", with the mean before a linear head"}
 
 
 class TimmClassifier(Classifier):
@@ -105,7 +104,7 @@ def build_timm(name: str, classes: int, channels: int, size: int, **options: Any
         return _make_timm(name, classes, channels, size, **options)
 
     blueprint = Blueprint(name=f"timm:{name}", classes=classes, channels=channels, size=size)
-    net = _fit_pictures(blueprint, build)
+    net = construct(blueprint, build)
     look_once(net.eval(), blueprint, build)
     return TimmClassifier(net.train())
 
@@ -120,14 +119,6 @@ def _make_timm(name: str, classes: int, channels: int, size: int, **options: Any
     return net
 
 
-def _fit_pictures(blueprint: Blueprint, build: Build) -> nn.Module:
-    """Build a network whose shape depends on the pictures. Raises ModelError for a size that it has no shape for."""
-    try:
-        return build(blueprint.classes, blueprint.channels, blueprint.size)
-    except (AssertionError, ValueError) as error:
-        raise cannot_see(blueprint, build, "its first layer", error) from None
-
-
 def _describe_torchvision(short: str) -> Entry:
     weights = _import("torchvision.models").get_model_weights(short).DEFAULT
     views = weights.transforms()
@@ -136,7 +127,7 @@ def _describe_torchvision(short: str) -> Entry:
     return Entry(
         name=f"torchvision:{short}",
         build=lambda classes, channels, size: build_torchvision(short, classes, channels, size),
-        about="from torchvision" + _CHANGED.get(short.partition("1")[0], ""),
+        about="from torchvision" + (", its mean before a linear head" if short.startswith("squeezenet") else ""),
         smallest=1,
         size=views.crop_size[0],
         mean=middle or tuple(views.mean),
@@ -153,9 +144,7 @@ def build_torchvision(name: str, classes: int, channels: int, size: int) -> Clas
     def build(classes: int, channels: int, size: int) -> nn.Module:
         return _make_torchvision(name, classes, channels, size)
 
-    blueprint = Blueprint(name=f"torchvision:{name}", classes=classes, channels=channels, size=size)
-    net = _fit_pictures(blueprint, build)
-    return adapt(blueprint, lambda *_: net)
+    return adapt(Blueprint(name=f"torchvision:{name}", classes=classes, channels=channels, size=size), build)
 
 
 def _make_torchvision(name: str, classes: int, channels: int, size: int) -> nn.Module:

@@ -98,8 +98,9 @@ def register_model(
     The registration lasts as long as the process: repeat it before `train(resume=...)`. A bundle needs none.
     Raises ModelError for a name that cannot be used.
     """
-    taken = any(not entry.own for entry in list_models(name))
-    if not re.fullmatch(r"[A-Za-z0-9_.-]+", name) or taken:
+    plain = re.fullmatch(r"[A-Za-z0-9_.-]+", name) is not None
+    taken = plain and any(not entry.own for entry in list_models(name))
+    if taken or not plain:
         got = f"{name!r}, the name of one of linnaeus' own" if taken else repr(name)
         raise ModelError("a new name of letters, digits, '.', '-' and '_'", got=got, fix="Give it another name.")
 

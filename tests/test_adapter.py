@@ -138,7 +138,6 @@ def test_weights_of_torchvision(tmp_path: Path) -> None:
     [
         ("torchvision:alexnet", 32, r"features\.\d+ \(MaxPool2d\) fails .*Set image_size=64"),
         ("torchvision:vit_b_32", 40, "Set image_size=64"),
-        ("timm:test_vit", 30, "image_size=30"),
         ("timm:vgg11", 8, "image_size=8, at which .* fails"),
     ],
 )

@@ -177,7 +177,9 @@ def _end_in_linear(net: nn.Module, classes: int) -> None:
 
     Its body and its published weights stay what they are, and its head is linear in the features.
     """
-    body, (drop, last, *_) = net.get_submodule("features"), net.get_submodule("classifier").children()
+    drop, last, *_ = net.get_submodule("classifier").children()
+    assert isinstance(last, nn.Conv2d)
+    body = net.get_submodule("features").children()
     net.set_submodule("features", nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten()))
     net.set_submodule("classifier", nn.Sequential(drop, nn.Linear(last.in_channels, classes)))
 

@@ -31,7 +31,7 @@ ROWS = (
     ("predictor",),
     ("runtime", "display", "runfolder"),
     ("data", "models", "training parts", "evaluation", "compression", "reporting"),
-    ("training", "recipes", "judging"),
+    ("training", "recipes", "judging", "catalogue"),
     ("learning", "delivery", "ground", "trials", "reporting.summary"),
     ("runs", "looking"),
     ("crossval", "estimator"),
@@ -56,6 +56,7 @@ HEAVY = ("torch", "torchvision", "timm", "sklearn", "safetensors", "onnx")
 
 # What is imported inside functions, and why.
 INSIDE = {
+    ("catalogue", "torch"): "start-up: most of a second, and few networks need it",
     ("cli.judging", "linnaeus"): "start-up: a command loads what it needs",
     ("cli.training", "linnaeus"): "start-up: a command loads what it needs",
     ("cli.using", "linnaeus"): "start-up: a command loads what it needs",
@@ -261,9 +262,12 @@ def test_the_public_names() -> None:
         "Scores",
         "Settings",
         "cross_validate",
+        "describe_model",
         "evaluate",
+        "list_models",
         "load",
         "read_image",
+        "register_model",
         "train",
     ]
     assert dir(linnaeus) == linnaeus.__all__
@@ -294,7 +298,7 @@ def test_the_commands_and_their_flags() -> None:
         "data": ["DATA", "PAIRS", "--show-augmentations", "--json"],
         "demo": ["--out", "--seed"],
         "evaluate": ["BUNDLE", "DATA", "--split", "--json"],
-        "models": ["PATTERN", "--json"],
+        "models": ["PATTERN", "--small", "--measure", "--json"],
         "predict": ["BUNDLE", "IMAGES", "--top", "--json", "--csv"],
         "report": ["RUN"],
         "settings": [],

@@ -337,10 +337,11 @@ def test_predict_refuses_no_class_at_all(call: Call, run_folder: Path, photos: P
 def test_models(call: Call) -> None:
     """Every network is listed, a pattern narrows the list, and --json tells the same."""
     names = [entry.name for entry in list_models()]
-    assert [line.split()[0] for line in call("models").out.splitlines()] == names
+    assert [line.split()[0] for line in call("models").out.splitlines()] == ["name", *names]
     found = call("models", "r*", "--json").json()
     assert [entry["name"] for entry in found] == [name for name in names if name.startswith("r")]
-    assert set(found[0]) == {"name", "about", "weights", "licence"}
+    assert set(found[0]) >= {"name", "about", "weights", "licence", "parameters", "multiply_adds", "size", "small"}
+    assert call("models", "lenet5", "--measure", "--json").json()[0]["milliseconds"] > 0
     assert call("models", "--json", "nothing*").json() == []
 
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from linnaeus.errors import DownloadError, ModelError
-from linnaeus.models import efficientnet
+from linnaeus.models import efficientnet, plain
 from linnaeus.models.folding import fold_norms, unfold_norms
 from linnaeus.models.registry import Blueprint, Classifier, count_parameters, create_model, find_model, list_models
 from linnaeus.models.weights import at_hand, load_pretrained
@@ -241,12 +241,22 @@ def test_weights_are_looked_for_and_checked(tmp_path: Path, monkeypatch: pytest.
         ({"pool_size": 16}, "a filter of 3 pixels on 1 pixels in block 2"),
         ({"kernel_size": 3, "pool_size": 10}, "a filter of 3 pixels on 1 pixels in block 2"),
         ({"padding": True, "pool_size": 5}, "a pool of 5 pixels on 4 pixels in block 2"),
+        ({"kernel_size": 9}, "Set image_size=60 or larger"),
     ],
 )
 def test_layers_that_do_not_fit(options: dict[str, object], words: str) -> None:
     """A filter or a pool larger than what is left of the picture is refused with its block."""
     with pytest.raises(ModelError, match=words):
         create_model(Blueprint(name="simple_cnn", classes=3, channels=1, size=20, options=options))
+
+
+@pytest.mark.parametrize("options", [{"kernel_size": 9}, {"filters": (8,) * 6}, {"padding": True, "pool_size": 5}])
+def test_the_size_that_would_do(options: dict[str, object]) -> None:
+    """The size named for layers that do not fit is the smallest that they fit into."""
+    side = plain.CnnShape(**options).smallest()
+    plain.CnnShape(**options).check(side)
+    with pytest.raises(ModelError):
+        plain.CnnShape(**options).check(side - 1)
 
 
 def test_settings_that_are_another_networks() -> None:

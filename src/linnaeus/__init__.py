@@ -17,12 +17,15 @@ from typing import TYPE_CHECKING, Any
 from linnaeus.errors import explain_missing
 
 if TYPE_CHECKING:
+    from linnaeus.catalogue import describe_model as describe_model
     from linnaeus.config import Settings as Settings
     from linnaeus.crossval import cross_validate as cross_validate
     from linnaeus.errors import LinnaeusError as LinnaeusError
     from linnaeus.estimator import ImageClassifier as ImageClassifier
     from linnaeus.images import read_image as read_image
     from linnaeus.judging import evaluate as evaluate
+    from linnaeus.models.adapter import register_model as register_model
+    from linnaeus.models.registry import list_models as list_models
     from linnaeus.predictor import Predictor as Predictor
     from linnaeus.predictor import load as load
     from linnaeus.results import Predictions as Predictions
@@ -37,9 +40,12 @@ _HOMES = {
     "Scores": "results",
     "Settings": "config",
     "cross_validate": "crossval",
+    "describe_model": "catalogue",
     "evaluate": "judging",
+    "list_models": "models.registry",
     "load": "predictor",
     "read_image": "images",
+    "register_model": "models.adapter",
     "train": "runs",
 }
 
@@ -51,9 +57,12 @@ __all__ = [
     "Scores",
     "Settings",
     "cross_validate",
+    "describe_model",
     "evaluate",
+    "list_models",
     "load",
     "read_image",
+    "register_model",
     "train",
 ]
 

@@ -24,6 +24,7 @@ from linnaeus.judging import Judgement, judge_images
 from linnaeus.models.registry import Blueprint, Classifier, Entry, count_parameters
 from linnaeus.predictor import Predictor
 from linnaeus.runtime import list_versions
+from linnaeus.training.checkpoint import separate
 from linnaeus.training.tasks import Normalizer
 
 _CHECKED = 64  # images on which the exported network must agree with the trained one
@@ -90,7 +91,7 @@ def deliver(product: Product, folder: Path, *, display: Display, at_most: int = 
 
 def _files(model: Classifier, product: Product) -> dict[str, bytes]:
     blueprint = product.blueprint
-    weights = {name: value.contiguous() for name, value in model.published().state_dict().items()}
+    weights = separate(model.published().state_dict())
     files = {
         "model.onnx": to_onnx(model, channels=blueprint.channels, size=blueprint.size),
         "model.safetensors": safetensors.torch.save(weights),

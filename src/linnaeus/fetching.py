@@ -14,7 +14,7 @@ from pathlib import Path
 from linnaeus.errors import DownloadError
 from linnaeus.storage import storage_errors, sync_folder
 
-MAX_DOWNLOAD = 1 << 30
+MAX_DOWNLOAD = 4 << 30  # bytes; the largest weights that torchvision publishes have 2.5 GB
 TIMEOUT = 30.0  # seconds without a byte
 _BLOCK = 1 << 18
 

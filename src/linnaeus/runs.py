@@ -234,7 +234,7 @@ def _build_learner(run: Run, start: Start) -> Learner:
         run.display.say(f"  note: {doubt}")
     if entry.looks:
         _show_pictures(start.model, dataset)
-    model = start.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = start.model.to(device, memory_format=start.model.memory_format)  # type: ignore[call-overload]
     try_out(model, run.settings, start.blueprint, images=len(dataset.indices("train")))
     choose_arithmetic(run.chooser, model, start.blueprint, device=device, processes=run.world.size)
     torch.set_num_threads(run.settings.threads)

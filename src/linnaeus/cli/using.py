@@ -66,18 +66,44 @@ def _print_answers_json(rows: Rows) -> None:
 
 @commands.command()
 @click.argument("pattern", default="*")
+@click.option("--small", is_flag=True, help="Only networks for small machines, some of timm's among them.")
+@click.option("--measure", is_flag=True, help="Measure the milliseconds that one picture takes on this machine.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def models(pattern: str, as_json: bool) -> None:
-    """List the networks whose name matches PATTERN, such as "resnet*" or "timm:vit_tiny*"."""
-    from linnaeus.models.registry import list_models
+def models(pattern: str, small: bool, measure: bool, as_json: bool) -> None:
+    """List networks, what they weigh and how much they compute.
 
-    entries = list_models(pattern)
-    if as_json:
-        print_json([{"name": e.name, "about": e.about, "weights": e.weights, "licence": e.licence} for e in entries])
-        return
-    for entry in entries:
-        weights = f"; weights: {entry.weights} ({entry.licence})" if entry.weights else ""
-        click.echo(f"{entry.name:<24} {entry.about}{weights}")
+    PATTERN is such as "resnet*", "timm:vit_tiny*" or "torchvision:*". Of more than 30 networks of other libraries only
+    the names are listed.
+
+    Multiply-adds are those of one colour picture of the side shown in convolutions, linear layers and attention.
+    Networks for more than 64 pixels are counted with 1,000 classes, the others with 10. Measured is one picture
+    through ONNX Runtime, as deployed, with all cores: the median of 15 runs.
+    """
+    from linnaeus.catalogue import choose_networks, describe_networks
+    from linnaeus.display import Terminal
+
+    display = Terminal()
+    rows = describe_networks(choose_networks(pattern, small=small), measure=measure, display=display)
+    print_json(rows) if as_json else _tell_models(rows, measure=measure)
+
+
+def _tell_models(rows: list[dict[str, Any]], *, measure: bool) -> None:
+    width = max([24, *(len(row["name"]) for row in rows)])
+    columns = {"parameters": "parameters", "multiply_adds": "multiply-adds", "size": "pixels"}
+    columns |= {"milliseconds": "ms"} if measure else {}
+    click.echo(f"{'name':<{width}} " + "".join(f"{title:>15}" for title in columns.values()) + "  about")
+    for row in rows:
+        numbers = "".join(f"{_number(row[name]):>15}" for name in columns)
+        weights = f"; weights: {row['weights']} ({row['licence']})" if row["weights"] else ""
+        small = "; for small machines" if row["small"] else ""
+        click.echo(f"{row['name']:<{width}} {numbers}  {row['about']}{small}{weights}")
+
+
+def _number(value: float | None) -> str:
+    """Return a number as people read it: 1,234 or 1.234; a hyphen where it is not known."""
+    if value is None:
+        return "-"
+    return f"{value:.2f}" if isinstance(value, float) else f"{value:,}"
 
 
 @commands.command()

@@ -132,10 +132,10 @@ def _fit_seconds(learner: Learner, images: int) -> float:
 
 def _set_head(learner: Learner, weight: torch.Tensor, bias: torch.Tensor) -> None:
     head = learner.model.head
-    if not isinstance(head, torch.nn.Linear):
-        got = f"one that ends in {type(head).__name__}"
+    if not isinstance(head, torch.nn.Linear) or head.bias is None:
+        got = f"one that ends in {head}"
         fix = "Set pretrained=false, or choose another model."
-        raise ModelError("a network that ends in one linear layer", got=got, fix=fix)
+        raise ModelError("a network that ends in one linear layer with a bias", got=got, fix=fix)
     with torch.no_grad():
         head.weight.copy_(weight)
         head.bias.copy_(bias)

@@ -1,7 +1,8 @@
-"""Networks of timm, under our contract. timm is imported only when one of them is asked for."""
+"""Networks of timm and torchvision, under our contract. Each is imported only when one of its networks is asked for."""
 
 from __future__ import annotations
 
+import fnmatch
 import importlib
 from types import ModuleType
 from typing import Any
@@ -10,7 +11,10 @@ import torch
 from torch import nn
 
 from linnaeus.errors import MissingExtraError, ModelError, suggest
+from linnaeus.models.adapter import adapt, construct, look_once
 from linnaeus.models.registry import Blueprint, Classifier, Entry
+
+_FROM_TENSORFLOW = ("googlenet", "inception_v3")
 
 
 class TimmClassifier(Classifier):
@@ -48,18 +52,38 @@ class TimmClassifier(Classifier):
 
 
 def describe(name: str) -> Entry:
-    """Return what timm knows of "timm:NAME". Raises ModelError with the nearest names."""
-    timm, short = _import_timm(), name.removeprefix("timm:")
-    if not timm.is_model(short):
-        near = suggest(short, timm.list_models())
-        raise ModelError("a network of timm", got=repr(short), fix=near.replace("Did you mean ", "Did you mean timm:"))
-    config = timm.get_pretrained_cfg(short)
+    """Return what is known of "timm:NAME" or "torchvision:NAME". Raises ModelError with the nearest names."""
+    library, _, short = name.partition(":")
+    known = _list_library(library)
+    if short not in known:
+        near = suggest(short, known).replace("Did you mean ", f"Did you mean {library}:")
+        raise ModelError(f"a network of {library}", got=repr(short), fix=near)
+    return _describe_timm(short) if library == "timm" else _describe_torchvision(short)
+
+
+def list_names(pattern: str) -> list[str]:
+    """Return the names, as "timm:NAME" or "torchvision:NAME", of the networks that match such a pattern."""
+    library, _, short = pattern.partition(":")
+    return [f"{library}:{name}" for name in fnmatch.filter(_list_library(library), short or "*")]
+
+
+def _list_library(library: str) -> list[str]:
+    if library == "timm":
+        names: list[str] = _import("timm").list_models()
+    else:
+        models = _import("torchvision.models")
+        names = models.list_models(module=models)  # of this module: classification alone
+    return names
+
+
+def _describe_timm(short: str) -> Entry:
+    config = _import("timm").get_pretrained_cfg(short)
     size = config.input_size[-1] if config else 224
     return Entry(
-        name=name,
+        name=f"timm:{short}",
         build=lambda classes, channels, size, **options: build_timm(short, classes, channels, size, **options),
         about="from timm",
-        smallest=16,
+        smallest=1,
         size=size,
         mean=tuple(config.mean) if config else None,
         std=tuple(config.std) if config else None,
@@ -70,27 +94,101 @@ def describe(name: str) -> Entry:
     )
 
 
-def list_names(pattern: str) -> list[str]:
-    """Return the names, as "timm:NAME", of timm's networks that match "timm:PATTERN"."""
-    names: list[str] = _import_timm().list_models(pattern.removeprefix("timm:"))
-    return [f"timm:{name}" for name in names]
-
-
 def build_timm(name: str, classes: int, channels: int, size: int, **options: Any) -> Classifier:
-    """Build a timm network with fresh weights, for pictures of this size where the network's shape depends on it."""
-    timm = _import_timm()
+    """Build a timm network with fresh weights, for pictures of this size where the network's shape depends on it.
+
+    Raises ModelError if it cannot see them.
+    """
+
+    def build(classes: int, channels: int, size: int) -> nn.Module:
+        return _make_timm(name, classes, channels, size, **options)
+
+    blueprint = Blueprint(name=f"timm:{name}", classes=classes, channels=channels, size=size)
+    net = construct(blueprint, build)
+    look_once(net.eval(), blueprint, build)
+    return TimmClassifier(net.train())
+
+
+def _make_timm(name: str, classes: int, channels: int, size: int, **options: Any) -> nn.Module:
+    timm = _import("timm")
+    options |= {"num_classes": classes, "in_chans": channels}
     try:
-        net = timm.create_model(name, num_classes=classes, in_chans=channels, img_size=size, **options)
+        net: nn.Module = timm.create_model(name, img_size=size, **options)
     except TypeError:  # convolutional networks take any size and refuse the argument
-        net = timm.create_model(name, num_classes=classes, in_chans=channels, **options)
-    return TimmClassifier(net)
+        net = timm.create_model(name, **options)
+    return net
+
+
+def _describe_torchvision(short: str) -> Entry:
+    weights = _import("torchvision.models").get_model_weights(short).DEFAULT
+    views = weights.transforms()
+    # These two come from TensorFlow, and so do their weights: torchvision's own module converts from ImageNet's values.
+    middle = (0.5,) * 3 if short in _FROM_TENSORFLOW else None
+    return Entry(
+        name=f"torchvision:{short}",
+        build=lambda classes, channels, size: build_torchvision(short, classes, channels, size),
+        about="from torchvision" + (", its mean before a linear head" if short.startswith("squeezenet") else ""),
+        smallest=1,
+        size=views.crop_size[0],
+        mean=middle or tuple(views.mean),
+        std=middle or tuple(views.std),
+        interpolation=views.interpolation.value,
+        weights=weights.url.rpartition("/")[2],
+        licence=weights.meta.get("license", "BSD-3-Clause"),
+    )
+
+
+def build_torchvision(name: str, classes: int, channels: int, size: int) -> Classifier:
+    """Build a torchvision network with fresh weights, for pictures of this size. Raises ModelError."""
+
+    def build(classes: int, channels: int, size: int) -> nn.Module:
+        return _make_torchvision(name, classes, channels, size)
+
+    return adapt(Blueprint(name=f"torchvision:{name}", classes=classes, channels=channels, size=size), build)
+
+
+def _make_torchvision(name: str, classes: int, channels: int, size: int) -> nn.Module:
+    options: dict[str, Any] = {"num_classes": classes}
+    if name.startswith("vit_"):
+        options["image_size"] = size
+    elif name.startswith("maxvit"):
+        options["input_size"] = (size, size)
+    elif name in _FROM_TENSORFLOW:
+        options["init_weights"] = True
+    net: nn.Module = _import("torchvision.models").get_model(name, **options)
+    if name.startswith("squeezenet"):
+        _end_in_linear(net, classes)
+    if channels != 3:
+        _take_channels(net, channels)
+    return net
+
+
+def _take_channels(net: nn.Module, channels: int) -> None:
+    """Replace the first convolution by one for pictures of other than three channels."""
+    name, first = next((name, module) for name, module in net.named_modules() if isinstance(module, nn.Conv2d))
+    stem = nn.Conv2d(
+        channels, first.out_channels, first.kernel_size, first.stride, first.padding, bias=first.bias is not None  # type: ignore[arg-type]
+    )  # fmt: skip
+    net.set_submodule(name, stem)
+
+
+def _end_in_linear(net: nn.Module, classes: int) -> None:
+    """Let SqueezeNet take the mean before its last filters, which are of 1x1, not after, and without a ReLU on logits.
+
+    Its body and its published weights stay what they are, and its head is linear in the features.
+    """
+    drop, last, *_ = net.get_submodule("classifier").children()
+    assert isinstance(last, nn.Conv2d)
+    body = net.get_submodule("features").children()
+    net.set_submodule("features", nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    net.set_submodule("classifier", nn.Sequential(drop, nn.Linear(last.in_channels, classes)))
 
 
 def load_timm_weights(model: Classifier, name: str, blueprint: Blueprint) -> None:
     """Fill a timm network with its published weights, from timm's cache or the hub. Raises ModelError offline."""
     classes, channels, size = blueprint.classes, blueprint.channels, blueprint.size
     try:
-        donor = build_timm(name, classes, channels, size, pretrained=True).published()
+        donor = _make_timm(name, classes, channels, size, pretrained=True)
     except Exception as error:  # the hub's client raises many unrelated types when it is offline
         raise ModelError(
             f"the published weights of {name}",
@@ -100,8 +198,8 @@ def load_timm_weights(model: Classifier, name: str, blueprint: Blueprint) -> Non
     model.published().load_state_dict(donor.state_dict())
 
 
-def _import_timm() -> ModuleType:
+def _import(library: str) -> ModuleType:
     try:
-        return importlib.import_module("timm")
+        return importlib.import_module(library)
     except ImportError:
-        raise MissingExtraError("timm", extra="train") from None
+        raise MissingExtraError(library.partition(".")[0], extra="train") from None

@@ -50,12 +50,27 @@ class CnnShape:
         side = size
         for block in range(1, len(self.filters) + 1):
             if not self.padding and side < self.kernel_size:
-                _refuse(size, f"a filter of {self.kernel_size} pixels on {side} pixels", block)
+                self._refuse(size, f"a filter of {self.kernel_size} pixels on {side} pixels", block)
             side -= 0 if self.padding else self.kernel_size - 1
             if block < len(self.filters):
                 if side < self.pool_size:
-                    _refuse(size, f"a pool of {self.pool_size} pixels on {side} pixels", block)
+                    self._refuse(size, f"a pool of {self.pool_size} pixels on {side} pixels", block)
                 side //= self.pool_size
+
+    def smallest(self) -> int:
+        """Return the smallest side of a picture of which something is left at the end."""
+        side, shrink = 1, 0 if self.padding else self.kernel_size - 1
+        for _ in self.filters[1:]:
+            side = (side + shrink) * self.pool_size
+        return side + shrink
+
+    def _refuse(self, size: int, got: str, block: int) -> None:
+        fix = "padding=true, a smaller kernel_size or pool_size, or fewer filters."
+        raise ModelError(
+            f"layers that fit into a picture of {size} pixels",
+            got=f"{got} in block {block}",
+            fix=f"Set image_size={self.smallest()} or larger, {fix}",
+        )
 
     def activate(self) -> nn.Module:
         """Return the activation."""
@@ -90,14 +105,6 @@ def build_simple_cnn(classes: int, channels: int, size: int, **options: Any) -> 
         layers += [*drop, nn.Linear(width, outside), shape.activate()]
         width = outside
     return Classifier(nn.Sequential(*layers), width, classes)
-
-
-def _refuse(size: int, got: str, block: int) -> None:
-    raise ModelError(
-        f"layers that fit into a picture of {size} pixels",
-        got=f"{got} in block {block}",
-        fix="Set padding=true, a smaller kernel_size or pool_size, fewer filters, or a larger image_size.",
-    )
 
 
 def build_lenet5(classes: int, channels: int, size: int) -> Classifier:

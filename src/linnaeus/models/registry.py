@@ -17,6 +17,7 @@ from torch import nn
 from linnaeus.errors import ModelError, suggest
 
 SMALL = 64  # pictures up to this side get stems that keep their resolution
+FOREIGN = ("timm:", "torchvision:")  # how names of other libraries' networks begin
 IMAGENET: dict[str, Any] = {  # what torchvision's published weights expect
     "mean": (0.485, 0.456, 0.406),
     "std": (0.229, 0.224, 0.225),
@@ -32,7 +33,12 @@ class Classifier(nn.Module):
         body: maps float (N, C, H, W) to features float (N, D).
         width: D.
         classes: K, the number of logits.
+
+    Attributes:
+        memory_format: the layout in which weights and images are handed to it.
     """
+
+    memory_format = torch.channels_last
 
     def __init__(self, body: nn.Module, width: int, classes: int) -> None:
         super().__init__()
@@ -84,6 +90,7 @@ class Entry:
         licence: of those weights.
         any_size: whether a built network takes pictures of any size. looks: whether it has a use for `look_at`.
         timm: the name under which timm builds the same network, "" if it has none.
+        own: whether it is one that the user registered.
     """
 
     name: str
@@ -101,6 +108,7 @@ class Entry:
     any_size: bool = False
     looks: bool = False
     timm: str = ""
+    own: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,9 +131,12 @@ def register(entry: Entry) -> None:
 
 
 def list_models(pattern: str = "*") -> list[Entry]:
-    """Return the networks whose names match a pattern such as "resnet*" or "timm:vit_tiny*", sorted by name."""
+    """Return the networks whose names match a pattern such as "resnet*", "timm:vit_tiny*" or "torchvision:*", sorted.
+
+    Without a prefix those of linnaeus itself and those that were registered.
+    """
     _load_families()
-    if pattern.startswith("timm:"):
+    if pattern.startswith(FOREIGN):
         from linnaeus.models import external
 
         return [external.describe(name) for name in external.list_names(pattern)]
@@ -133,15 +144,22 @@ def list_models(pattern: str = "*") -> list[Entry]:
 
 
 def find_model(name: str) -> Entry:
-    """Return what is known of a network, which may be "timm:NAME". Raises ModelError with the nearest names."""
+    """Return what is known of a network, also of "timm:NAME" and "torchvision:NAME".
+
+    Raises ModelError with the nearest names.
+    """
     _load_families()
     if name in _ENTRIES:
         return _ENTRIES[name]
-    if name.startswith("timm:"):
+    if name.startswith(FOREIGN):
         from linnaeus.models import external
 
         return external.describe(name)
-    raise ModelError("a model that `linnaeus models` lists, or timm:NAME", got=repr(name), fix=suggest(name, _ENTRIES))
+    raise ModelError(
+        "a model that `linnaeus models` lists, timm:NAME or torchvision:NAME",
+        got=repr(name),
+        fix=suggest(name, _ENTRIES) + " Register a network of your own before: linnaeus.register_model(NAME, build).",
+    )
 
 
 def create_model(blueprint: Blueprint) -> Classifier:

@@ -116,7 +116,13 @@ def _fill(model: Classifier, weights: Weights, path: Path) -> None:
 
 
 def _fit(value: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-    """Return a filter of colours for grey pictures: the response to a grey input is the sum over the colours."""
+    """Return weights in the shape of the network's own, where they say the same.
+
+    Of a filter of colours for grey pictures: the response to a grey input is the sum over the colours. A linear layer
+    may have been published as filters of 1x1.
+    """
+    if own.ndim == 2 and value.ndim == 4 and value.shape[2:] == (1, 1):
+        return value.flatten(1)
     grey = value.ndim == 4 and value.shape[1] == 3 and own.shape == (value.shape[0], 1, *value.shape[2:])
     return value.sum(dim=1, keepdim=True) if grey else value
 

@@ -86,6 +86,18 @@ def copy_weights(model: nn.Module) -> Weights:
     return {name: value.detach().to("cpu", copy=True) for name, value in model.state_dict().items()}
 
 
+def separate(tensors: Weights) -> Weights:
+    """Return tensors on the CPU that lie apart, as files want them: a layer may have two names in a network."""
+    apart: Weights = {}
+    seen: set[int] = set()
+    for name, value in tensors.items():
+        tensor = value.detach().cpu().contiguous()
+        place = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.clone() if place in seen else tensor
+        seen.add(place)
+    return apart
+
+
 def save_state(state: State, path: Path) -> None:
     """Write a state whole or not at all. Raises StorageError."""
     tensors = _prefix("model", state.model.state_dict()) | _prefix("optimizer", _optimizer_tensors(state.optimizer))
@@ -104,7 +116,7 @@ def save_state(state: State, path: Path) -> None:
         "scaler": state.scaler.state_dict() if state.scaler is not None else None,
     }
     data = safetensors.torch.save(
-        {name: value.detach().cpu().contiguous() for name, value in tensors.items()},
+        separate(tensors),
         metadata={"linnaeus": json.dumps(facts)},
     )
     write_file(path, data)

@@ -43,7 +43,7 @@ def ours(model: Classifier, pixels: np.ndarray, labels: np.ndarray, batch_size: 
         shuffle=True, workers=0,
     )  # fmt: skip
     hooks = Hooks(judge=lambda network: (0.0, 0.0), save=lambda state: None, on_epoch=lambda result: False)
-    state = State(model=model, optimizer=make_optimizer(model, rule, head=model.head))
+    state = State(model=model, optimizer=make_optimizer(model, rule))
 
     def segment() -> None:
         plan = Plan(

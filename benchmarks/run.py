@@ -24,6 +24,7 @@ import against_keras
 import digits
 import feeding
 import few_labels
+import fine_tuning
 import from_scratch
 import imbalance
 import loop_cost
@@ -45,6 +46,7 @@ BENCHMARKS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "few_labels": few_labels.measure,
     "imbalance": imbalance.measure,
     "from_scratch": from_scratch.measure,
+    "fine_tuning": fine_tuning.measure,
 }
 _BUSY = 0.3  # load average above which other programs disturb what is measured
 

@@ -183,7 +183,7 @@ def test_every_optimizer_learns_and_resumes(optimizer: str, tmp_path: Path) -> N
     def start() -> State:
         model = network(filters=(3, 4))
         rule = Rule(optimizer=optimizer, lr=0.01, momentum=0.5, weight_decay=0.01)
-        return State(model=model, optimizer=make_optimizer(model, rule, head=model.head))
+        return State(model=model, optimizer=make_optimizer(model, rule))
 
     def run(state: State, steps: int) -> list[float]:
         images = torch.randn(6, 2, 20, 20, generator=torch.Generator().manual_seed(1))

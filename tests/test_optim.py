@@ -36,7 +36,7 @@ def test_the_head_learns_faster() -> None:
     """The head's rate is the rate times its factor, and frozen weights are left out."""
     network = model()
     network[0].requires_grad_(False)
-    optimizer = make_optimizer(network, Rule(optimizer="sgd", lr=1.0, head_factor=3.0), head=network[4])
+    optimizer = make_optimizer(network, Rule(optimizer="sgd", lr=1.0), factors={"4.weight": 3.0, "4.bias": 3.0})
     set_learning_rate(optimizer, 0.5)
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     assert rates == {

@@ -71,6 +71,7 @@ def test_every_choice_has_a_reason() -> None:
 
 GIVEN = {
     "val_fraction": 0.22,
+    "finetune": "full",
     "workers": 3,
     "model": "lenet5",
     "pretrained": False,

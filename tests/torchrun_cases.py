@@ -11,11 +11,15 @@ import pytest
 import torch
 from torch import nn
 
+from linnaeus.config import Settings
 from linnaeus.data.loaders import Batch
 from linnaeus.errors import MemoryLimitError, TrainingError
+from linnaeus.learning.transfer import Thaw, begin_transfer
+from linnaeus.models.registry import Classifier
 from linnaeus.runtime import World, join_world
 from linnaeus.training.checkpoint import State
 from linnaeus.training.loop import fit, judge
+from linnaeus.training.optim import Rule, make_optimizer
 from linnaeus.training.tasks import StepResult
 from test_loop import NORMALIZE, PLAN, TASK, Ground, Net, Poisoned, data, new_state
 from test_memory import Hungry
@@ -121,6 +125,28 @@ def every_image_once(world: World) -> None:
     assert world.sum(counts.tolist()) == [1.0] * 40
 
 
+def thawing(world: World) -> None:
+    """Two processes give what one gives while stages thaw, and while what is added to frozen weights learns."""
+    for method in ("staged", "lora"):
+        models = []
+        for here in (world, World()):
+            torch.manual_seed(0)
+            layers = [nn.Conv2d(1, 8, 3, 2), nn.ReLU(), nn.AvgPool2d(3), nn.Flatten(), nn.Linear(8, 12), nn.ReLU()]
+            model = Classifier(nn.Sequential(*layers), 12, 3)
+            begin_transfer(model, Settings.of({"finetune": method, "pretrained": True, "rank": 2}))
+            begun = {name: p.detach().clone() for name, p in model.named_parameters()}
+            plan = replace(PLAN, rule=Rule(optimizer="sgd", lr=0.01, late=method == "staged"), world=here)
+            state = State(model=model, optimizer=make_optimizer(model, plan.rule))
+            hooks = replace(Ground().hooks(plan), judge=lambda network: (1.0, 0.5))
+            if method == "staged":
+                hooks = replace(hooks, release=Thaw(model))
+            fit(state, TASK, replace(data(), rank=here.rank, world=here.size), plan, hooks)
+            models.append(model)
+        for (name, a), b in zip(models[0].named_parameters(), models[1].parameters()):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+            assert torch.equal(a, begun[name]) == (not a.requires_grad), name
+
+
 def check_alike(state: State) -> None:
     """Check that all weights are the same in both processes."""
     for p in state.model.parameters():
@@ -153,6 +179,7 @@ CASES = (
     judging,
     agreement,
     every_image_once,
+    thawing,
 )
 
 

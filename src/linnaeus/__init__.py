@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from linnaeus.estimator import ImageClassifier as ImageClassifier
     from linnaeus.images import read_image as read_image
     from linnaeus.judging import evaluate as evaluate
-    from linnaeus.models.adapter import register_model as register_model
+    from linnaeus.models.adopted import register_model as register_model
     from linnaeus.models.registry import list_models as list_models
     from linnaeus.predictor import Predictor as Predictor
     from linnaeus.predictor import load as load

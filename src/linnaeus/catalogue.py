@@ -170,7 +170,7 @@ def _deploy(model: Classifier, blueprint: Blueprint, threads: int) -> Predictor:
         folder=Path(blueprint.name),
         architecture=Architecture(name=blueprint.name),
         classes=tuple(str(number) for number in range(blueprint.classes)),
-        preprocess=Preprocess(height=size, width=size, channels=channels, mean=half, std=half),
+        preprocess=Preprocess(height=size, width=size, channels=channels, fit="stretch", mean=half, std=half),
         recipe={},
         facts={},
     )

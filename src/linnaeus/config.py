@@ -58,6 +58,8 @@ ACTIVATIONS = ("sigmoid", "tanh", "relu", "leaky_relu", "relu6", "elu", "selu", 
                "hardswish")  # fmt: skip
 CLASS_WEIGHTS = ("none", "balanced", "effective")
 LOSSES = ("cross_entropy", "focal", "bce", "mse")
+FEW = ("bias", "norm", "lora", "adapter")  # ways of fine-tuning by which few weights learn
+METHODS = ("full", "head", "staged", *FEW)
 OPTIMIZERS = ("gd", "sgd", "rmsprop", "adam", "adamw", "lars", "lamb", "muon")
 SAMPLING = ("none", "over", "under", "balanced")
 SCHEDULES = ("constant", "cosine", "linear", "onecycle", "step", "exponential", "plateau")
@@ -150,6 +152,11 @@ class Settings:
     )
     stochastic_depth: Any = _setting(
         AUTO, NUMBER, "share of images that skip the last residual block in training", low=0.0, high=0.9, network=True
+    )
+    finetune: str = _setting(AUTO, TEXT, "what learns from published weights; see docs/concepts.md", choices=METHODS)
+    rank: int = _setting(4, INTEGER, "rank of what lora and adapter add to a layer", low=1, high=1024)
+    layer_decay: float = _setting(
+        1.0, NUMBER, "learning rate of a stage / of the next one to the head", low=0.05, high=1.0
     )
     # -- training
     epochs: Any = _setting(AUTO, INTEGER, "how often each training image is seen", low=1, high=100_000)
@@ -274,8 +281,6 @@ class Settings:
 
 
 RULES: dict[str, Mapping[str, Any]] = {f.name: f.metadata for f in dataclasses.fields(Settings)}
-
-
 NETWORK = tuple(name for name, rules in RULES.items() if rules.get("network"))
 
 

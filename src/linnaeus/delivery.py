@@ -36,7 +36,7 @@ class Product:
 
     Attributes:
         pretrained: whether it started from published weights.
-        held_out: the parts of the data that training did not learn from.
+        held_out: the parts of the data that training did not learn from. trained: how many weights learned.
     """
 
     model: Classifier
@@ -46,12 +46,14 @@ class Product:
     settings: Settings
     pretrained: bool
     held_out: tuple[str, ...] = ("val", "test")
+    trained: int = 0
 
     def describe(self, onnx_bytes: int) -> dict[str, Any]:
         """Return name, size and origin of the network as JSON values."""
         return {
             "name": self.entry.name,
             "parameters": count_parameters(self.model),
+            "trained_parameters": self.trained,
             "onnx_bytes": onnx_bytes,
             "base_weights": self.entry.weights if self.pretrained else "",
             "licence": self.entry.licence if self.pretrained else "",

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from linnaeus.config import AUTO, Settings
+from linnaeus.config import AUTO, FEW, Settings
 from linnaeus.data.preparation import Dataset
 from linnaeus.data.survey import Survey
 from linnaeus.images import Preprocess
@@ -171,12 +171,17 @@ Advice = dict[str, tuple[Any, str]]
 
 def choose_training(chooser: Chooser, now: Situation) -> None:
     """Choose how to train: everything that is still open."""
+    chooser.choose("finetune", "full", _about_finetune(now))
     _choose_length(chooser, now)
     chooser.choose("workers", *_workers(now))
     for name, (value, why) in (_augmentation(now) | _optimization(now, chooser.settings)).items():
         chooser.choose(name, value, why)
     chooser.choose("accumulate", *_parts(chooser.settings))
     chooser.choose("logit_adjustment", *_adjustment(chooser.settings, now))
+
+
+def _about_finetune(now: Situation) -> str:
+    return "every weight learns, from a fitted head" if now.pretrained else "nothing is pretrained, so all must learn"
 
 
 def _parts(settings: Settings) -> tuple[int, str]:
@@ -242,7 +247,9 @@ def _augmentation(now: Situation) -> Advice:
 
 
 def _optimization(now: Situation, settings: Settings) -> Advice:
-    if now.pretrained:
+    if now.pretrained and settings.finetune in FEW:
+        recipe, why = _FINE_TUNING | {"lr": _FEW_RATE}, "from a fitted head, few weights of a network"
+    elif now.pretrained:
         recipe, why = _FINE_TUNING, "from a fitted head, on photographs"
     elif now.model.startswith("fastnet"):
         recipe, why = _fastnet(now, settings), "short runs of this network"
@@ -289,6 +296,8 @@ _FINE_TUNING = {
     "ema": 0.99,
     "grow": 1.0,
 }
+
+_FEW_RATE = 3e-3  # ten times that of whole networks, as their papers have it
 
 _FROM_SCRATCH = {
     "batch_size": 128,

@@ -21,6 +21,7 @@ from linnaeus.errors import DataError, RunError, TrainingError
 from linnaeus.ground import Ground, lay_ground, read_images, tell_parts
 from linnaeus.learning.course import learn, take_best
 from linnaeus.learning.learner import Learner
+from linnaeus.learning.transfer import check_transfer
 from linnaeus.models.registry import Blueprint, Classifier, Entry, create_model
 from linnaeus.models.weights import load_pretrained
 from linnaeus.recipes import Chooser, Situation, choose_training
@@ -184,6 +185,7 @@ def _build_model(run: Run, entry: Entry, blueprint: Blueprint, device: torch.dev
     """Build the network, with its published weights if it starts from them."""
     seed_all(device, run.settings.seed)
     model = create_model(blueprint)
+    check_transfer(run.settings, model, entry.name)
     if run.settings.pretrained:
         with run.display.progress("fetching weights") as advance:
             load_pretrained(model, entry, blueprint, given=run.settings.weights, progress=advance)
@@ -307,6 +309,7 @@ def _product(learner: Learner) -> Product:
         settings=learner.settings,
         pretrained=bool(learner.settings.pretrained),
         held_out=learner.held_out,
+        trained=learner.trained,
     )
 
 

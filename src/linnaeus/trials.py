@@ -115,7 +115,7 @@ def _precision(settings: Settings, model: Classifier, device: torch.device) -> t
     """
     precision = choose_precision(device)
     if device.type == "cpu" and precision != "fp32":
-        if settings.pretrained and list(model.foldable()):
+        if settings.pretrained and settings.finetune != "norm" and list(model.foldable()):
             return "fp32", "the filters that norms are folded into need all digits"
         if any(isinstance(module, torch.nn.Conv2d) and module.groups > 1 for module in model.modules()):
             return "fp32", "CPUs have no fast bf16 gradient of depthwise convolutions"

@@ -15,8 +15,10 @@ from linnaeus.durations import Moment, Span
 from linnaeus.errors import MemoryLimitError
 from linnaeus.learning.head import fit_probe
 from linnaeus.learning.learner import FEWEST_JUDGED, JUDGING_SHARE, Learner, augmentation, make_loss
+from linnaeus.learning.transfer import Thaw, begin_transfer, rate_factors
+from linnaeus.models.adapters import merge
 from linnaeus.models.folding import fold_norms, unfold_norms
-from linnaeus.models.registry import Classifier
+from linnaeus.models.registry import Classifier, count_parameters
 from linnaeus.results import EpochResult
 from linnaeus.runtime import ran_out
 from linnaeus.training.checkpoint import Best, State, Tally, copy_weights, load_state, save_state
@@ -27,7 +29,6 @@ from linnaeus.training.tasks import Supervised
 from linnaeus.training.tracking import Tracker
 
 _JUDGE_PIXELS = 2**18  # of a batch on validation: its activations stay small, whatever the number of images
-_HEAD_FACTOR = 3.0
 
 
 def learn(learner: Learner) -> None:
@@ -44,10 +45,8 @@ def learn(learner: Learner) -> None:
         learner.warn(
             f"Reading the images took the whole budget ({spent:.0f} s): give more, or run again from the cache."
         )
-    if learner.settings.pretrained:
-        learner.norms = fold_norms(learner.model)
-        if not resumed and not fit_probe(learner):
-            return
+    if learner.settings.pretrained and not _start_from_weights(learner, resumed=resumed):
+        return
     plan = _make_plan(learner)
     state = _new_state(learner, plan)
     _take_up(learner, state)
@@ -59,6 +58,7 @@ def learn(learner: Learner) -> None:
         raise
     finally:
         learner.history = state.history
+        learner.trained = count_parameters(learner.model, learning=True)
         # Cut short before anything was judged, what there is is what is kept, unless it is known to be bad.
         learner.best = state.best or (None if learner.ended in ("diverged", "memory") else _last_weights(state))
 
@@ -76,6 +76,18 @@ def _take_up(learner: Learner, state: State) -> None:
         save_state(state, path)
 
 
+def _start_from_weights(learner: Learner, *, resumed: bool) -> bool:
+    """Prepare a network with published weights, its head fitted. Returns whether to go on and fine-tune it."""
+    if learner.settings.finetune != "norm":
+        learner.norms = fold_norms(learner.model)
+    if not resumed and not fit_probe(learner):
+        return False
+    begin_transfer(learner.model, learner.settings)
+    if learner.best is not None:  # the same weights, with the names that they have now
+        learner.best = dataclasses.replace(learner.best, weights=copy_weights(learner.model))
+    return True
+
+
 def _last_weights(state: State) -> Best | None:
     """Return the weights as they are, or None if they are not finite."""
     weights = copy_weights(state.judged)
@@ -88,6 +100,7 @@ def take_best(learner: Learner) -> Classifier:
     assert learner.best is not None
     model = learner.model.cpu().to(memory_format=torch.contiguous_format)
     model.load_state_dict(learner.best.weights)
+    merge(model)
     unfold_norms(model, {name: norm.cpu() for name, norm in learner.norms.items()})
     return model
 
@@ -106,7 +119,7 @@ def _make_plan(learner: Learner) -> Plan:
             nesterov=settings.nesterov,
             l1=settings.l1,
             weight_decay=settings.weight_decay,
-            head_factor=_HEAD_FACTOR if settings.pretrained else 1.0,
+            late=settings.finetune == "staged",
         ),
         schedule=Schedule(shape=settings.schedule, warmup=Span.of(settings.warmup), factor=settings.lr_drop),
         epochs=settings.epochs,
@@ -131,7 +144,7 @@ def _new_state(learner: Learner, plan: Plan) -> State:
     model = learner.model
     return State(
         model=model,
-        optimizer=make_optimizer(model, plan.rule, head=model.head),
+        optimizer=make_optimizer(model, plan.rule, factors=rate_factors(model, learner.settings)),
         average=copy.deepcopy(model).eval() if plan.ema else None,
         scaler=torch.amp.GradScaler(learner.device.type) if plan.precision == "fp16" else None,
         best=learner.best,
@@ -213,4 +226,5 @@ def _make_hooks(learner: Learner, plan: Plan, tracker: Tracker | None) -> Hooks:
         interrupted=lambda: learner.interrupts.caught != 0,
         watch=lambda batches, total: learner.display.watch(batches, total, "training"),
         on_parts=on_parts,
+        release=Thaw(learner.model) if learner.settings.finetune == "staged" else lambda progress: False,
     )

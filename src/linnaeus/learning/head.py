@@ -10,9 +10,8 @@ import torch
 
 from linnaeus.compression.export import to_onnx
 from linnaeus.data.loaders import Batch
-from linnaeus.errors import ModelError
 from linnaeus.learning.learner import JUDGING_SHARE, Learner, make_loss
-from linnaeus.models.registry import Classifier
+from linnaeus.models.registry import Classifier, count_parameters
 from linnaeus.results import EpochResult
 from linnaeus.runtime import autocast
 from linnaeus.training.checkpoint import Best, copy_weights
@@ -40,7 +39,10 @@ class _Body(torch.nn.Module):
 
 
 def fit_probe(learner: Learner) -> bool:
-    """Fit the head on features of the frozen network. Returns whether to go on and fine-tune from it."""
+    """Fit the head on features of the frozen network. Returns whether to go on and fine-tune from it.
+
+    With finetune=head, or too little time for more, what is fitted here is the result.
+    """
     start = time.perf_counter()
     extract = _open_extractor(learner)
     val = _extract(learner, "val", extract, until=JUDGING_SHARE)
@@ -49,12 +51,15 @@ def fit_probe(learner: Learner) -> bool:
     loss = make_loss(learner, torch.device("cpu"))
     head = fit_head(train, val, loss=loss, classes=classes, penalties=PENALTIES)
     interrupted = learner.world.any(bool(learner.interrupts.caught))
-    tune = not interrupted and not learner.world.any(not _can_tune(learner))
+    wanted = learner.settings.finetune != "head"
+    tune = wanted and not interrupted and not learner.world.any(not _can_tune(learner))
     weight, bias = head.weight, head.bias
     if not tune:
         learner.ended = "interrupted" if interrupted else "head"
-        if not interrupted:
+        learner.trained = count_parameters(learner.model.head)
+        if wanted and not interrupted:
             learner.note("The budget leaves no time for fine-tuning that would do better: the head alone is fitted.")
+        if not interrupted:
             features = _add_features(learner, extract, train, val)
             if features is not train:
                 weight, bias = fit_logistic(features, loss=loss, classes=classes, penalty=head.penalty)
@@ -132,10 +137,7 @@ def _fit_seconds(learner: Learner, images: int) -> float:
 
 def _set_head(learner: Learner, weight: torch.Tensor, bias: torch.Tensor) -> None:
     head = learner.model.head
-    if not isinstance(head, torch.nn.Linear) or head.bias is None:
-        got = f"one that ends in {head}"
-        fix = "Set pretrained=false, or choose another model."
-        raise ModelError("a network that ends in one linear layer with a bias", got=got, fix=fix)
+    assert isinstance(head, torch.nn.Linear)
     with torch.no_grad():
         head.weight.copy_(weight)
         head.bias.copy_(bias)

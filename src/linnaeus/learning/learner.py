@@ -42,6 +42,7 @@ class Learner:
         ended: why training ended, as `fit` says, "head" if only the head was fitted, "diverged" or "memory".
         held_out: the parts that the kept weights did not learn from.
         norms: the batch norms that were folded into the convolutions for the time of training.
+        trained: how many weights learned.
         speed: images a second that the network judges, 0 while that is not known. notes: sentences for the report.
     """
 
@@ -59,6 +60,7 @@ class Learner:
     best: Best | None = None
     history: list[EpochResult] = field(default_factory=list)
     norms: Folded = field(default_factory=dict)
+    trained: int = 0
     ended: str = "done"
     held_out: tuple[str, ...] = ("val", "test")
     speed: float = 0.0

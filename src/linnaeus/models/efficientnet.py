@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from linnaeus.models.registry import Classifier, Entry, register
+from linnaeus.models.stages import Stages
 
 # kernel, stride, expansion, channels, repeats of each stage of EfficientNet-B0
 _STAGES = (
@@ -122,6 +123,10 @@ class EfficientNetLite(Classifier):
             if isinstance(block, _Block):
                 pairs += [(f"{name}.{conv}", f"{name}.{norm}") for conv, norm in block.pairs()]
         return pairs
+
+    def stages(self) -> Stages:
+        """Return the stem, the seven stages of blocks, and the last convolution."""
+        return [("conv_stem", "bn1"), *((f"blocks.{i}",) for i in range(len(self.blocks))), ("conv_head", "bn2")]
 
     def reset_head(self, classes: int) -> None:
         """Replace the head by a fresh one for this number of classes."""

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from linnaeus.errors import MissingExtraError, ModelError, suggest
-from linnaeus.models.adapter import adapt, construct, look_once
+from linnaeus.models.adopted import adapt, construct, look_once
 from linnaeus.models.registry import Blueprint, Classifier, Entry
+from linnaeus.models.stages import Stages
 
 _FROM_TENSORFLOW = ("googlenet", "inception_v3")
 
@@ -45,10 +46,29 @@ class TimmClassifier(Classifier):
         """Replace the head by a fresh one for this number of classes."""
         self.net.reset_classifier(classes)
 
+    def stages(self) -> Stages:
+        """Return timm's own groups of weights, for networks without them the parts at the top that have weights."""
+        heads = {id(parameter) for parameter in self.head.parameters()}
+        groups = [
+            tuple(f"net.{name}" for name in names)
+            for _, names in sorted(_group(self.net).items())
+            if not any(id(self.net.get_parameter(name)) in heads for name in names)
+        ]
+        return [group for group in groups if group]
+
     def published(self) -> nn.Module:
         """Return timm's own module."""
         net: nn.Module = self.net
         return net
+
+
+def _group(net: Any) -> dict[int, list[str]]:
+    """Return the names of a timm network's weights in the order of its layers."""
+    if hasattr(net, "group_matcher"):
+        groups: dict[int, list[str]] = _import("timm").models.group_parameters(net, net.group_matcher(coarse=True))
+        return groups
+    parts = (list(dict(part.named_parameters(prefix=name))) for name, part in net.named_children())
+    return dict(enumerate(parts))
 
 
 def describe(name: str) -> Entry:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from linnaeus.models.registry import IMAGENET, SMALL, Classifier, Entry, register
+from linnaeus.models.stages import Stages
 
 # Of each Inception block: channels of its input; of the 1x1 branch; before and in the 3x3 branch; before and in the
 # second 3x3 branch; of the pooled branch.
@@ -133,6 +134,11 @@ class GoogLeNet(Classifier):
     def foldable(self) -> list[tuple[str, str]]:
         """Return the names of each convolution and of the batch norm right after it."""
         return [(f"{n}.conv", f"{n}.bn") for n, module in self.named_modules() if isinstance(module, Convolution)]
+
+    def stages(self) -> Stages:
+        """Return the layers between the pools; the auxiliary heads belong to the head."""
+        blocks = [tuple(f"inception{name}" for name in _BLOCKS if name.startswith(number)) for number in "345"]
+        return [("conv1",), ("conv2", "conv3"), *blocks]
 
 
 register(

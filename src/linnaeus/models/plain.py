@@ -13,6 +13,7 @@ from torch import nn
 from linnaeus.errors import ModelError
 from linnaeus.models.activations import is_monotone, make_activation
 from linnaeus.models.registry import IMAGENET, SMALL, Classifier, Entry, register
+from linnaeus.models.stages import Stages, split_layers
 
 
 def measure_features(body: nn.Module, channels: int, size: int) -> int:
@@ -163,6 +164,12 @@ class DeepPlain(Classifier):
     def reset_head(self, classes: int) -> None:
         """Replace the head by a fresh one for this number of classes."""
         self._classifier[-1] = nn.Linear(self.width, classes)
+
+    def stages(self) -> Stages:
+        """Return the convolutions between the pools, and each dense layer before the head."""
+        convolutions = self.net["features"]
+        assert isinstance(convolutions, nn.Sequential)
+        return [*split_layers("net.features", convolutions), *split_layers("net.classifier", self._classifier)[:-1]]
 
     def published(self) -> nn.Module:
         """Return the module with torchvision's names."""

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from linnaeus.errors import ModelError, suggest
+from linnaeus.models.stages import Stages, split_layers
 
 SMALL = 64  # pictures up to this side get stems that keep their resolution
 FOREIGN = ("timm:", "torchvision:")  # how names of other libraries' networks begin
@@ -69,6 +70,13 @@ class Classifier(nn.Module):
     def foldable(self) -> list[tuple[str, str]]:
         """Return the names of each convolution and the batch norm right after it that may be folded into it."""
         return []
+
+    def stages(self) -> Stages:
+        """Return the names of the modules of each stage from the input to the last before the head.
+
+        What no stage names learns with the head: itself, and what else depends on the classes.
+        """
+        return split_layers("body", self.body) if isinstance(self.body, nn.Sequential) else [("body",)]
 
     def published(self) -> nn.Module:
         """Return the module whose state dict has the names that the architecture was published with."""
@@ -178,9 +186,9 @@ def create_model(blueprint: Blueprint) -> Classifier:
     return entry.build(blueprint.classes, blueprint.channels, blueprint.size, **blueprint.options)
 
 
-def count_parameters(model: nn.Module) -> int:
-    """Return the number of weights."""
-    return sum(parameter.numel() for parameter in model.parameters())
+def count_parameters(model: nn.Module, *, learning: bool = False) -> int:
+    """Return the number of weights, or of those alone that learn."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad or not learning)
 
 
 def _load_families() -> None:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from linnaeus.models.registry import IMAGENET, SMALL, Classifier, Entry, register
+from linnaeus.models.stages import Stages
 
 
 class BasicBlock(nn.Module):
@@ -142,6 +143,10 @@ class ResNet(Classifier):
                 if isinstance(module.downsample, nn.Sequential):
                     pairs.append((f"{name}.downsample.0", f"{name}.downsample.1"))
         return pairs
+
+    def stages(self) -> Stages:
+        """Return the stem and the four stages."""
+        return [("conv1", "bn1"), *((f"layer{i}",) for i in range(1, 5))]
 
 
 def _register(name: str, file: str, block: Block, depths: tuple[int, ...], about: str) -> None:

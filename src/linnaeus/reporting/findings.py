@@ -71,6 +71,27 @@ def _readable_base(accuracy: float, low: float, high: float) -> int:
     return 100_000
 
 
+def explain_training(report: Mapping[str, Any]) -> str:
+    """Say how many weights learned, of how many, and how long that took; "" where the report does not tell."""
+    model, settings = report.get("model") or {}, report.get("settings") or {}
+    trained, of = model.get("trained_parameters"), model.get("parameters")
+    if not trained or not of:
+        return ""
+    some = f"{in_words(trained)} of {in_words(of)} parameters ({100 * trained / of:.3g} %)"
+    how = f" by finetune={settings['finetune']}" if settings.get("finetune", "full") != "full" else ""
+    seconds = ((report.get("timing") or {}).get("stages") or {}).get("training")
+    took = f", in {seconds:,.0f} s of training" if seconds is not None else ""
+    return f"{some if trained < of else f'All {in_words(of)} parameters'} learned{how}{took}."
+
+
+def in_words(n: int) -> str:
+    """Return a large number as people say it: "3.38 million"."""
+    for size, word in ((10**9, " billion"), (10**6, " million"), (10**3, " thousand")):
+        if n >= size:
+            return f"{n / size:.3g}{word}"
+    return str(n)
+
+
 def find_cautions(report: Mapping[str, Any], verdict: Verdict) -> list[str]:
     """Return why the score should be read with care: a small test part, no test part, training cut short."""
     cautions = []

@@ -13,8 +13,10 @@ from linnaeus.reporting.findings import (
     choose_verdict,
     count,
     explain_score,
+    explain_training,
     find_cautions,
     find_problems,
+    in_words,
     interval_of,
     top_confusions,
 )
@@ -117,20 +119,14 @@ def _what_was_trained(report: Mapping[str, Any]) -> str:
     if not data.get("classes"):
         return ""
     verb = "learned" if report.get("epochs") or report.get("scores") else "was to learn"
-    size = f" ({_in_words(model['parameters'])} parameters)" if model.get("parameters") else ""
+    size = f" ({in_words(model['parameters'])} parameters)" if model.get("parameters") else ""
     n = sum(_part(_part(data, "counts"), "train").values())
     start = f", starting from {text(model['base_weights'])}" if model.get("base_weights") else ""
+    how = f" {text(told)}" if (told := explain_training(report)) else ""
     return (
         f"{text(model.get('name') or 'A model')}{size} {verb} to tell {len(data['classes']):,} classes apart from "
-        f"{count(n)} of {text(data.get('name') or 'an unnamed data set')}{start}."
+        f"{count(n)} of {text(data.get('name') or 'an unnamed data set')}{start}.{how}"
     )
-
-
-def _in_words(n: int) -> str:
-    for size, word in ((10**9, " billion"), (10**6, " million"), (10**3, " thousand")):
-        if n >= size:
-            return f"{n / size:.3g}{word}"
-    return str(n)
 
 
 def _score_card(verdict: Verdict) -> str:

@@ -79,6 +79,7 @@ class Hooks:
         on_epoch: told of each finished epoch; returns whether to stop. interrupted: whether a signal asked to stop.
         watch: wraps the batches of an epoch, to show progress.
         on_parts: told in how many parts batches are computed from now on, because memory did not suffice.
+        release: told the progress before each step, it may freeze weights and let others learn; returns whether it did.
     """
 
     judge: Callable[[nn.Module], tuple[float, float]]
@@ -87,6 +88,7 @@ class Hooks:
     interrupted: Callable[[], bool] = lambda: False
     watch: Watch = lambda batches, total: batches
     on_parts: Callable[[int], None] = lambda parts: None
+    release: Callable[[float], bool] = lambda progress: False
 
 
 def fit(state: State, task: Task, loader: Loader, plan: Plan, hooks: Hooks) -> str:
@@ -95,10 +97,7 @@ def fit(state: State, task: Task, loader: Loader, plan: Plan, hooks: Hooks) -> s
     Returns why it ended: "done", "time", "patience", "stopped" or "interrupted". Raises TrainingError after three
     non-finite losses in a row; the best weights so far are in `state.best`.
     """
-    network: nn.Module = state.model
-    if plan.world.size > 1:
-        network = DistributedDataParallel(state.model)
-    session = _Session(state=state, network=network, task=task, loader=loader, plan=plan, hooks=hooks)
+    session = _Session(state=state, task=task, loader=loader, plan=plan, hooks=hooks)
     while not _is_over(state, plan):
         if plan.patience and state.epochs_since_best >= plan.patience:  # a resumed run may begin here, too
             return "patience"
@@ -137,11 +136,11 @@ class _Session:
     """What the steps of one call of `fit` share."""
 
     state: State
-    network: nn.Module
     task: Task
     loader: Loader
     plan: Plan
     hooks: Hooks
+    network: nn.Module = field(init=False)
     zero: float = field(init=False)
     buffers: list[torch.Tensor] = field(init=False)
     fitting: set[tuple[int, bool]] = field(default_factory=set)
@@ -149,11 +148,17 @@ class _Session:
     def __post_init__(self) -> None:
         object.__setattr__(self, "zero", time.perf_counter() - self.state.seconds)
         object.__setattr__(self, "buffers", list(self.state.model.buffers()))  # a walk that takes too long for a step
+        self.wrap()
 
     @property
     def parts(self) -> int:
         """In how many parts a batch is computed: as many as were asked for, or as memory needs."""
         return max(self.plan.accumulate, self.state.parts)
+
+    def wrap(self) -> None:
+        """Let the processes share the gradients of those weights that learn now."""
+        network = DistributedDataParallel(self.state.model) if self.plan.world.size > 1 else self.state.model
+        object.__setattr__(self, "network", network)
 
     def count_seconds(self) -> None:
         """Bring the time spent training up to date, judging and saving included, by the first process's clock."""
@@ -203,6 +208,8 @@ def _train_step(session: _Session, batch: Batch) -> None:
     state, plan = session.state, session.plan
     factor = plan.schedule.at(session.moment(state.batch), (result.val_loss for result in state.history))
     set_learning_rate(state.optimizer, plan.rule.lr * factor)
+    if session.hooks.release(session.moment(state.batch).progress):
+        session.wrap()
     statistics = [buffer.clone() for buffer in session.buffers]
     results = _backward_within_memory(session, batch, statistics)
     state.step += 1
@@ -357,7 +364,7 @@ def _judge_epoch(session: _Session, seconds: float) -> EpochResult:
         epoch=state.epoch + 1,
         step=state.step,
         seconds=seconds,
-        learning_rate=float(state.optimizer.param_groups[0]["lr"]),
+        learning_rate=float(state.optimizer.param_groups[0]["lr"] / state.optimizer.param_groups[0]["factor"]),
         train_loss=loss / seen if seen else math.nan,
         train_accuracy=correct / seen if seen else math.nan,
         val_loss=val_loss,

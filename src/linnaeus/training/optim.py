@@ -19,8 +19,9 @@ the adamw of the rest (Dozat 2016).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -38,11 +39,12 @@ class Rule:
     """How weights follow the gradient.
 
     Attributes:
-        optimizer: one of the names above. lr: highest learning rate. head_factor: how much larger it is for the head.
+        optimizer: one of the names above. lr: highest learning rate.
         momentum: of sgd, lars, rmsprop and muon. nesterov: whether that of sgd looks ahead.
         weight_decay: of matrices and filters; norms and biases have none. Coupled (L2) for gd, sgd, rmsprop, adam and
             lars, decoupled for the others.
         l1: weight of the sum of absolute values of the same weights.
+        late: whether some weights begin to learn later than others, which the fused kernel of sgd does not bear.
     """
 
     optimizer: str
@@ -51,20 +53,24 @@ class Rule:
     nesterov: bool = True
     weight_decay: float = 0.0
     l1: float = 0.0
-    head_factor: float = 1.0
+    late: bool = False
 
 
 Groups = list[dict[str, Any]]
 
 
-def make_optimizer(model: nn.Module, rule: Rule, *, head: nn.Module | None = None) -> torch.optim.Optimizer:
-    """Return an optimizer over a model's trainable parameters, decayed and not, head and body apart."""
-    in_head = {id(parameter) for parameter in head.parameters()} if head is not None else set()
+def make_optimizer(
+    model: nn.Module, rule: Rule, *, factors: Mapping[str, float] = MappingProxyType({})
+) -> torch.optim.Optimizer:
+    """Return an optimizer over a model's trainable parameters, decayed and not, each with its factor of the rate.
+
+    `factors` are by the parameters' names, 1 where none is given.
+    """
     # as few as possible: each takes time at a step
     grouped: dict[tuple[float, float, float, bool], list[nn.Parameter]] = {}
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            factor = rule.head_factor if id(parameter) in in_head else 1.0
+            factor = factors.get(name, 1.0)
             shrinks = parameter.ndim > 1
             adapts = shrinks and rule.optimizer in _BY_LAYER
             key = (factor, rule.weight_decay if shrinks else 0.0, rule.l1 if shrinks else 0.0, adapts)
@@ -79,7 +85,9 @@ def make_optimizer(model: nn.Module, rule: Rule, *, head: nn.Module | None = Non
 def _make_sgd(groups: Groups, rule: Rule) -> torch.optim.Optimizer:
     momentum = 0.0 if rule.optimizer == "gd" else rule.momentum
     nesterov = rule.nesterov and momentum > 0
-    return torch.optim.SGD(groups, lr=rule.lr, momentum=momentum, nesterov=nesterov, fused=True)
+    return torch.optim.SGD(
+        groups, lr=rule.lr, momentum=momentum, nesterov=nesterov, fused=not rule.late, foreach=rule.late
+    )
 
 
 def _make_rmsprop(groups: Groups, rule: Rule) -> torch.optim.Optimizer:

@@ -15,6 +15,7 @@ from torch import nn
 
 from linnaeus.errors import ModelError
 from linnaeus.models.registry import Blueprint, Classifier, Entry, list_models, register
+from linnaeus.models.stages import Stages, split_layers
 
 Build = Callable[[int, int, int], nn.Module]
 
@@ -23,7 +24,7 @@ _SIDES = range(
 )  # what is tried to say which pictures would fit; patches of 14, 16 and 32 divide 224 and 448
 
 
-class Adapted(Classifier):
+class Adopted(Classifier):
     """A network that knows nothing of our contract.
 
     Args:
@@ -68,6 +69,16 @@ class Adapted(Classifier):
         """Replace the head, and the last layers of the auxiliary ones, by fresh ones for this number of classes."""
         for name in self._heads:
             self.net.set_submodule(name, nn.Linear(self._linear(name).in_features, classes))
+
+    def stages(self) -> Stages:
+        """Return the parts at the top of the network, those in a row cut further; what holds a head is none."""
+        stages: Stages = []
+        for name, part in self.net.named_children():
+            if any(head == name or head.startswith(f"{name}.") for head in self._heads):
+                continue
+            row = split_layers(f"net.{name}", part) if isinstance(part, nn.Sequential) else [(f"net.{name}",)]
+            stages += row if any(True for _ in part.parameters()) else []
+        return stages
 
     def published(self) -> nn.Module:
         """Return the network itself."""
@@ -126,7 +137,7 @@ def adapt(blueprint: Blueprint, build: Build) -> Classifier:
             fix="Let its forward return the logits alone when it is not training.",
         )
     memory_format = _choose_format(net, blueprint)
-    return Adapted(net, _find_heads(net.train(), blueprint), memory_format)
+    return Adopted(net, _find_heads(net.train(), blueprint), memory_format)
 
 
 def construct(blueprint: Blueprint, build: Build) -> nn.Module:
@@ -181,12 +192,12 @@ def _blank(net: nn.Module, count: int, blueprint: Blueprint) -> torch.Tensor:
 
 def _choose_format(net: nn.Module, blueprint: Blueprint) -> torch.memory_format:
     """Return channels last, the fastest layout, unless the network's own `view`s cannot take it."""
-    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net.to(memory_format=torch.channels_last)
     try:
         with torch.no_grad():
             net(_blank(net, 1, blueprint).contiguous(memory_format=torch.channels_last))
     except RuntimeError:
-        net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        net.to(memory_format=torch.contiguous_format)
         return torch.contiguous_format
     return torch.channels_last
 

@@ -15,7 +15,7 @@ from commands import QUICK, run_python
 from linnaeus.compression.export import to_onnx
 from linnaeus.errors import ModelError
 from linnaeus.models import registry
-from linnaeus.models.adapter import Adapted
+from linnaeus.models.adopted import Adopted
 from linnaeus.models.registry import Blueprint, create_model, find_model, list_models
 from linnaeus.models.weights import load_pretrained
 from linnaeus.training.probe import open_extractor
@@ -204,4 +204,4 @@ def test_a_run_with_a_network_of_ones_own(photos: Path, tmp_path: Path) -> None:
 
 def test_an_adapted_network_is_one_class() -> None:
     """The networks of torchvision and the user's own share one adapter."""
-    assert type(make("plain")) is type(make("torchvision:squeezenet1_1", size=64)) is Adapted
+    assert type(make("plain")) is type(make("torchvision:squeezenet1_1", size=64)) is Adopted

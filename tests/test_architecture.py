@@ -33,7 +33,7 @@ ROWS = (
     ("data", "models", "training parts", "evaluation", "compression", "reporting"),
     ("training", "recipes", "judging"),
     ("learning", "delivery", "ground", "trials", "reporting.summary"),
-    ("runs", "looking"),
+    ("runs", "looking", "ensembles"),
     ("crossval", "estimator"),
     ("cli",),
     ("__main__",),
@@ -55,6 +55,7 @@ HEAVY = ("torch", "torchvision", "timm", "sklearn", "safetensors", "onnx")
 
 # What is imported inside functions, and why.
 INSIDE = {
+    ("cli.combining", "linnaeus"): "start-up: a command loads what it needs",
     ("cli.judging", "linnaeus"): "start-up: a command loads what it needs",
     ("cli.training", "linnaeus"): "start-up: a command loads what it needs",
     ("cli.using", "linnaeus"): "start-up: a command loads what it needs",
@@ -260,6 +261,7 @@ def test_the_public_names() -> None:
         "Scores",
         "Settings",
         "cross_validate",
+        "ensemble",
         "evaluate",
         "load",
         "read_image",
@@ -292,6 +294,7 @@ def test_the_commands_and_their_flags() -> None:
         ],
         "data": ["DATA", "PAIRS", "--show-augmentations", "--json"],
         "demo": ["--out", "--seed"],
+        "ensemble": ["BUNDLES", "--out", "--data", "--how", "--tta", "--json"],
         "evaluate": ["BUNDLE", "DATA", "--split", "--json"],
         "models": ["PATTERN", "--json"],
         "predict": ["BUNDLE", "IMAGES", "--top", "--json", "--csv"],

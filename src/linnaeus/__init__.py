@@ -19,6 +19,7 @@ from linnaeus.errors import explain_missing
 if TYPE_CHECKING:
     from linnaeus.config import Settings as Settings
     from linnaeus.crossval import cross_validate as cross_validate
+    from linnaeus.ensembles.assembly import ensemble as ensemble
     from linnaeus.errors import LinnaeusError as LinnaeusError
     from linnaeus.estimator import ImageClassifier as ImageClassifier
     from linnaeus.images import read_image as read_image
@@ -37,6 +38,7 @@ _HOMES = {
     "Scores": "results",
     "Settings": "config",
     "cross_validate": "crossval",
+    "ensemble": "ensembles.assembly",
     "evaluate": "judging",
     "load": "predictor",
     "read_image": "images",
@@ -51,6 +53,7 @@ __all__ = [
     "Scores",
     "Settings",
     "cross_validate",
+    "ensemble",
     "evaluate",
     "load",
     "read_image",

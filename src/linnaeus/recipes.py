@@ -249,6 +249,10 @@ def _optimization(now: Situation, settings: Settings) -> Advice:
         advice["lr"] = _RATES[settings.optimizer], f"a usual start for {settings.optimizer}"
     if settings.optimizer == "gd":
         advice["batch_size"] = now.images, "gradient descent sees all images in a step"
+    if settings.swa or settings.snapshots > 1:
+        advice["ema"] = 0.0, "swa averages the weights" if settings.swa else "snapshots are the weights themselves"
+    if settings.snapshots > 1:
+        advice["schedule"] = "cosine", "snapshots are taken where the rate has fallen to nothing"
     if settings.loss == "focal":
         advice["label_smoothing"] = 0.0, "focal takes hard labels"
     return advice

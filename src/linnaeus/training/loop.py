@@ -18,6 +18,7 @@ from linnaeus.data.loaders import Batch, Loader
 from linnaeus.errors import TrainingError
 from linnaeus.results import EpochResult
 from linnaeus.runtime import World, autocast, seed_all
+from linnaeus.training.averaging import add_to_mean, follow
 from linnaeus.training.checkpoint import Best, State, Tally, copy_weights
 from linnaeus.training.optim import Rule, Schedule, add_l1, set_learning_rate
 from linnaeus.training.tasks import Normalizer, Task
@@ -35,6 +36,8 @@ class Plan:
     Attributes:
         epochs: after which training ends. time_limit: seconds of training after which it ends all the same; the
             schedule follows whichever runs out first.
+        ema: decay per step of the weights' moving average. swa: share of the run, its end, over which they are averaged
+            evenly instead (Izmailov et al. 2018). Of both, the average is judged.
         patience: epochs without a better result before it stops, 0 for never.
         size: side of the pictures. grow: share of it at which training begins (progressive resizing, Howard 2018).
         freeze_norms: keep the batch statistics of a pretrained network.
@@ -47,6 +50,7 @@ class Plan:
     accumulate: int = 1
     clip_norm: float = 0.0
     ema: float = 0.0
+    swa: float = 0.0
     patience: int = 0
     size: int = 0
     grow: float = 1.0
@@ -73,6 +77,8 @@ class Hooks:
     Attributes:
         judge: returns validation loss and accuracy of a network. save: writes a checkpoint.
         on_epoch: told of each finished epoch; returns whether to stop. interrupted: whether a signal asked to stop.
+        refresh: brings the batch statistics of averaged weights up to date before they are judged.
+        keep: keeps the weights at the end of a cycle of the learning rate, the `state.snapshots`-th.
         watch: wraps the batches of an epoch, to show progress.
     """
 
@@ -80,6 +86,8 @@ class Hooks:
     save: Callable[[State], None]
     on_epoch: Callable[[EpochResult], bool]
     interrupted: Callable[[], bool] = lambda: False
+    refresh: Callable[[nn.Module], None] = lambda network: None
+    keep: Callable[[State], None] = lambda state: None
     watch: Watch = lambda batches, total: batches
 
 
@@ -161,6 +169,7 @@ def _train_epoch(session: _Session) -> str:
             _train_step(session, batch.to(plan.device))
             state.batch += 1
             session.count_seconds()
+            _keep_snapshot(session)
             if plan.world.any(hooks.interrupted()):
                 _save(session)
                 return "interrupted"
@@ -170,6 +179,15 @@ def _train_epoch(session: _Session) -> str:
                 _save(session)
                 saved = state.seconds
     return ""
+
+
+def _keep_snapshot(session: _Session) -> None:
+    """Keep the weights if a cycle of the learning rate has just come to its end (Huang et al. 2017)."""
+    state = session.state
+    finished = session.plan.schedule.finished(session.progress(state.batch, state.seconds))
+    while state.snapshots < finished:
+        state.snapshots += 1
+        session.hooks.keep(state)
 
 
 def _train_step(session: _Session, batch: Batch) -> None:
@@ -189,7 +207,7 @@ def _train_step(session: _Session, batch: Batch) -> None:
         _skip_step(state, batch)
         return
     state.bad_steps = 0
-    _follow_gradient(state, plan)
+    _follow_gradient(state, plan, progress)
     for part, loss, logits in results:
         state.tally.loss += loss * len(part.labels)
         state.tally.correct += int((logits.argmax(dim=1) == part.labels).sum())
@@ -244,7 +262,7 @@ def _skip_step(state: State, batch: Batch) -> None:
         )
 
 
-def _follow_gradient(state: State, plan: Plan) -> None:
+def _follow_gradient(state: State, plan: Plan, progress: float) -> None:
     """Clip, step, and move the average after the weights."""
     if state.scaler is not None:
         state.scaler.unscale_(state.optimizer)
@@ -258,19 +276,18 @@ def _follow_gradient(state: State, plan: Plan) -> None:
     else:
         state.optimizer.step()
     if state.average is not None:
-        _move_average(state.average, state.model, plan.ema, state.step)
+        _average(state, state.average, plan, progress)
 
 
-@torch.no_grad()
-def _move_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
-    """Exponential moving average of weights and batch statistics (Polyak and Juditsky 1992), quick at first."""
-    weight = 1 - min(decay, (1 + step) / (10 + step))
-    kept, new = list(average.state_dict().values()), list(model.state_dict().values())
-    floats = [i for i, value in enumerate(kept) if value.is_floating_point()]
-    torch._foreach_lerp_([kept[i] for i in floats], [new[i] for i in floats], weight)
-    for old, value in zip(kept, new):
-        if not old.is_floating_point():
-            old.copy_(value)
+def _average(state: State, average: nn.Module, plan: Plan, progress: float) -> None:
+    """Take the weights after a step into the average, if they belong there."""
+    if plan.ema:
+        follow(average, state.model, plan.ema, state.step)
+    elif progress >= 1 - plan.swa:
+        add_to_mean(average, state.model, state.averaged)
+    else:
+        return
+    state.averaged += 1
 
 
 def _close_epoch(session: _Session, seconds: float) -> EpochResult:
@@ -291,6 +308,8 @@ def _judge_epoch(session: _Session, seconds: float) -> EpochResult:
     loss, correct, seen = session.plan.world.sum([tally.loss, tally.correct, tally.seen])
     for buffer in state.judged.buffers():  # batch statistics are each process's own until the next step
         session.plan.world.share(buffer)
+    if session.plan.swa and state.judged is state.average:
+        session.hooks.refresh(state.judged)
     val_loss, val_accuracy = session.hooks.judge(state.judged)
     return EpochResult(
         stage=state.stage,

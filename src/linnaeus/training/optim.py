@@ -140,6 +140,7 @@ def add_l1(optimizer: torch.optim.Optimizer) -> None:
 
 
 _PLATEAU_EPOCHS = 3
+_ROUNDING = 1e-9  # of a progress that is k / n of a run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,26 +153,39 @@ class Schedule:
             (evenly down to `factor` squared), or "plateau" (times `factor` whenever three epochs in a row have not
             brought a lower validation loss).
         warmup: share of the run in which the rate rises. factor: in (0, 1].
+        cycles: how often a cosine falls to nothing, each time from the highest rate (Huang et al. 2017).
+        hold: progress from which on the rate stays what it is there.
     """
 
     shape: str
     warmup: float = 0.0
     factor: float = 0.1
+    cycles: int = 1
+    hold: float = 1.0
 
     def at(self, progress: float, val_losses: Iterable[float] = ()) -> float:
         """Return the factor in [0, 1] at a progress in [0, 1], after epochs with these validation losses."""
+        progress = min(progress, self.hold)
         if progress < self.warmup:
             risen = progress / self.warmup
             return 0.04 + 0.96 * (1 - math.cos(math.pi * risen)) / 2 if self.shape == "onecycle" else risen
-        fallen = min(1.0, (progress - self.warmup) / max(1e-12, 1 - self.warmup))
+        fallen = self._fallen(progress)
         if self.shape in ("cosine", "onecycle"):
-            return (1 + math.cos(math.pi * fallen)) / 2
+            return (1 + math.cos(math.pi * (self.cycles * fallen % 1 if fallen < 1 else 1))) / 2
         powers = {
             "step": min(2, int(3 * fallen)),
             "exponential": 2 * fallen,
             "plateau": count_plateaus(val_losses) if self.shape == "plateau" else 0,
         }
         return 1 - fallen if self.shape == "linear" else self.factor ** powers.get(self.shape, 0)
+
+    def finished(self, progress: float) -> int:
+        """Return how many of several cycles have come to their end at a progress in [0, 1]; of one alone none."""
+        return int(self.cycles * self._fallen(progress) + _ROUNDING) if self.cycles > 1 else 0
+
+    def _fallen(self, progress: float) -> float:
+        """Return the share of the time after warm-up that is over."""
+        return max(0.0, min(1.0, (progress - self.warmup) / max(1e-12, 1 - self.warmup)))
 
 
 def count_plateaus(losses: Iterable[float]) -> int:

@@ -86,8 +86,8 @@ def cross_validate(
         data, settings: as `train` takes them; a split of the data is passed over, all their images are dealt anew.
         folds: K, at least 2. Each class is spread evenly over the folds; images that are identical or belong to one
             group never stand in different ones (Kohavi 1995). repeats: of the whole, each dealt otherwise.
-        out: a folder with a run folder for each fold and the bundle of all, runs/NAME-crossval by default. What is finished there is taken
-            as it is, and what was cut short goes on.
+        out: a folder with a run folder for each fold and the bundle of all, runs/NAME-crossval by default. What is
+            finished there is taken as it is, and what was cut short goes on.
 
     Raises:
         DataError: a class has fewer images than there are folds.

@@ -33,7 +33,7 @@ ROWS = (
     ("data", "models", "training parts", "evaluation", "compression", "reporting"),
     ("training", "recipes", "judging", "catalogue"),
     ("learning", "delivery", "ground", "trials", "reporting.summary"),
-    ("runs", "looking"),
+    ("runs", "looking", "ensembles"),
     ("crossval", "estimator"),
     ("cli",),
     ("__main__",),
@@ -57,6 +57,7 @@ HEAVY = ("torch", "torchvision", "timm", "sklearn", "safetensors", "onnx")
 # What is imported inside functions, and why.
 INSIDE = {
     ("catalogue", "torch"): "start-up: most of a second, and few networks need it",
+    ("cli.combining", "linnaeus"): "start-up: a command loads what it needs",
     ("cli.judging", "linnaeus"): "start-up: a command loads what it needs",
     ("cli.training", "linnaeus"): "start-up: a command loads what it needs",
     ("cli.using", "linnaeus"): "start-up: a command loads what it needs",
@@ -263,6 +264,7 @@ def test_the_public_names() -> None:
         "Settings",
         "cross_validate",
         "describe_model",
+        "ensemble",
         "evaluate",
         "list_models",
         "load",
@@ -297,6 +299,7 @@ def test_the_commands_and_their_flags() -> None:
         ],
         "data": ["DATA", "PAIRS", "--show-augmentations", "--json"],
         "demo": ["--out", "--seed"],
+        "ensemble": ["BUNDLES", "--out", "--data", "--how", "--tta", "--json"],
         "evaluate": ["BUNDLE", "DATA", "--split", "--json"],
         "models": ["PATTERN", "--small", "--measure", "--json"],
         "predict": ["BUNDLE", "IMAGES", "--top", "--json", "--csv"],

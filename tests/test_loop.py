@@ -14,11 +14,12 @@ from torch import nn
 
 from linnaeus.data.cache import PackedPixels
 from linnaeus.data.loaders import Batch, Loader
-from linnaeus.durations import Span
+from linnaeus.durations import Moment, Span
 from linnaeus.errors import TrainingError
 from linnaeus.images import Preprocess
 from linnaeus.results import EpochResult
-from linnaeus.training.checkpoint import State, load_state, save_state
+from linnaeus.training.averaging import refresh_norms
+from linnaeus.training.checkpoint import State, copy_weights, load_state, save_state
 from linnaeus.training.loop import Hooks, Plan, fit, judge, side_at
 from linnaeus.training.optim import Rule, Schedule, make_optimizer
 from linnaeus.training.tasks import Normalizer, StepResult, Supervised
@@ -55,7 +56,7 @@ def data(count: int = 40, batch_size: int = 10) -> Loader:
 def new_state(plan: Plan = PLAN) -> State:
     """Return a fresh state."""
     model = Net()
-    average = copy.deepcopy(model).eval() if plan.ema else None
+    average = copy.deepcopy(model).eval() if plan.ema or plan.swa else None
     return State(model=model, optimizer=make_optimizer(model, plan.rule), average=average)
 
 
@@ -69,6 +70,8 @@ class Ground:
     interrupt_at: int = -1
     steps: int = 0
     scores: list[tuple[float, float]] | None = None
+    kept: list[dict[str, torch.Tensor]] = field(default_factory=list)
+    refreshed: int = 0
 
     def hooks(self, plan: Plan = PLAN) -> Hooks:
         """Return what the loop asks of its surroundings."""
@@ -77,7 +80,15 @@ class Ground:
             save=self.save,
             on_epoch=lambda result: self.epochs.append(result) or False,
             interrupted=self.interrupted,
+            refresh=self.refresh,
+            keep=lambda state: self.kept.append(copy_weights(state.model)),
         )
+
+    def refresh(self, network: nn.Module) -> None:
+        """Count, and bring the batch statistics up to date."""
+        self.refreshed += 1
+        batches = (NORMALIZE(batch.pixels) for batch in data().batches())
+        refresh_norms(network, batches)
 
     def save(self, state: State) -> None:
         """Count, and write a checkpoint where there is a path."""
@@ -189,10 +200,20 @@ def test_gradient_descent_takes_the_whole_gradient() -> None:
         torch.testing.assert_close(after, before - 0.1 * before.grad, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("at", [1, 3, 4, 6, 12])
-def test_interrupted_and_resumed(tmp_path: Path, at: int) -> None:
+AVERAGES = {
+    "ema": {"ema": 0.9},
+    "swa": {"swa": 0.6, "schedule": Schedule(shape="linear", hold=0.4)},
+    "snapshots": {"schedule": Schedule(shape="cosine", cycles=4)},
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "at"),
+    [("ema", 1), ("ema", 3), ("ema", 4), ("ema", 6), ("ema", 12), ("swa", 6), ("swa", 9), ("snapshots", 7)],
+)
+def test_interrupted_and_resumed(tmp_path: Path, kind: str, at: int) -> None:
     """A run that is interrupted after any step, saved, and loaded afresh ends with the same state and history."""
-    plan = replace(PLAN, ema=0.9, rule=Rule(optimizer="adamw", lr=0.01, weight_decay=0.1))
+    plan = replace(PLAN, rule=Rule(optimizer="adamw", lr=0.01, weight_decay=0.1), **AVERAGES[kind])
     quiet, path = new_state(plan), tmp_path / "state"
     fit(quiet, TASK, data(), plan, Ground().hooks(plan))
     state, ground = new_state(plan), Ground(interrupt_at=at, path=path)
@@ -204,6 +225,9 @@ def test_interrupted_and_resumed(tmp_path: Path, at: int) -> None:
     save_state(quiet, tmp_path / "a")
     save_state(resumed, tmp_path / "b")
     assert told(quiet) == told(resumed)
+    assert (quiet.averaged, quiet.snapshots) == (resumed.averaged, resumed.snapshots)
+    for x, y in zip(quiet.judged.state_dict().values(), resumed.judged.state_dict().values()):
+        assert torch.equal(x, y)
     for x, y in zip(quiet.model.state_dict().values(), resumed.model.state_dict().values()):
         assert torch.equal(x, y)
 
@@ -317,6 +341,75 @@ def test_the_average_follows() -> None:
         expected = torch.lerp(start[name], now[name], weight) if value.is_floating_point() else now[name]
         torch.testing.assert_close(value, expected)
     assert state.judged is state.average
+
+
+@dataclass
+class Watching:
+    """A task that writes down the weights before each step."""
+
+    weights: list[dict[str, torch.Tensor]] = field(default_factory=list)
+
+    def step(self, model: nn.Module, batch: Batch) -> StepResult:
+        """Train as usual."""
+        self.weights.append(copy_weights(model))
+        return TASK.step(model, batch)
+
+
+def test_weights_are_averaged_evenly_at_the_end() -> None:
+    """SWA's weights are NumPy's mean of those after each step of the last half, its rate stays, its norms are new."""
+    plan = replace(PLAN, epochs=4, swa=0.5, schedule=Schedule(shape="linear", hold=0.5))
+    state, ground, task = new_state(plan), Ground(), Watching()
+    fit(state, task, data(), plan, ground.hooks(plan))
+    after = [*task.weights[1:], copy_weights(state.model)][8:]
+    assert (state.averaged, ground.refreshed, len(after)) == (8, 2, 8)
+    assert [r.learning_rate for r in ground.epochs[2:]] == pytest.approx([0.05, 0.05])
+    assert state.judged is state.average
+    for name, _ in state.model.named_parameters():
+        expected = np.mean([weights[name].numpy() for weights in after], axis=0)
+        np.testing.assert_allclose(state.average.get_parameter(name).detach().numpy(), expected, atol=1e-6)
+    convolved = [state.average.layers[0](NORMALIZE(batch.pixels)).detach().numpy() for batch in data().batches()]
+    norm = state.average.layers[1]
+    np.testing.assert_allclose(norm.running_mean, np.mean([x.mean((0, 2, 3)) for x in convolved], axis=0), atol=1e-5)
+    variances = [x.var((0, 2, 3)) * (n := x.size // 4) / (n - 1) for x in convolved]
+    np.testing.assert_allclose(norm.running_var, np.mean(variances, axis=0), rtol=1e-4)
+    assert norm.momentum == 0.1
+
+
+def test_before_the_average_the_model_is_judged() -> None:
+    """Until the first step of its share of the run, an even average holds nothing and is not judged."""
+    plan = replace(PLAN, epochs=1, swa=0.5)
+    state = new_state(plan)
+    assert state.judged is state.model
+    fit(state, TASK, data(), plan, Ground().hooks(plan))
+    assert state.judged is state.average
+
+
+def test_snapshots_are_kept_at_the_ends_of_cycles() -> None:
+    """Three cycles of twelve steps keep the weights after steps 4, 8 and 12; one cycle keeps none."""
+    plan = replace(PLAN, schedule=Schedule(shape="cosine", cycles=3))
+    state, ground, task = new_state(plan), Ground(), Watching()
+    fit(state, task, data(), plan, ground.hooks(plan))
+    after = [*task.weights[1:], copy_weights(state.model)]
+    assert state.snapshots == len(ground.kept) == 3
+    for kept, step in zip(ground.kept, (4, 8, 12)):
+        assert all(torch.equal(value, after[step - 1][name]) for name, value in kept.items())
+    quiet = Ground()
+    fit(new_state(), TASK, data(), replace(PLAN, epochs=1, schedule=Schedule(shape="cosine")), quiet.hooks())
+    assert quiet.kept == []
+
+
+def test_cycles_and_a_rate_that_is_held() -> None:
+    """A cosine of M cycles is cos(pi (M t mod 1)) on each; from `hold` on the rate is the one there."""
+    schedule = Schedule(shape="cosine", cycles=4)
+    t = np.arange(0, 1, 1 / 64)
+    expected = (1 + np.cos(np.pi * ((4 * t) % 1))) / 2
+    np.testing.assert_allclose([schedule.at(Moment(progress=x)) for x in t], expected, atol=1e-12)
+    assert schedule.at(Moment(progress=1.0)) == pytest.approx(0)
+    finished = [schedule.finished(Moment(progress=x)) for x in (0.0, 0.24, 0.25, 0.5, 0.99, 1.0)]
+    assert finished == [0, 0, 1, 2, 3, 4]
+    held = Schedule(shape="cosine", hold=0.75)
+    there = Schedule(shape="cosine").at(Moment(progress=0.75))
+    assert {held.at(Moment(progress=x)) for x in (0.75, 0.9, 1.0)} == {there}
 
 
 def test_frozen_norms_keep_their_statistics() -> None:

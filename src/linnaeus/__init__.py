@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from linnaeus.catalogue import describe_model as describe_model
     from linnaeus.config import Settings as Settings
     from linnaeus.crossval import cross_validate as cross_validate
+    from linnaeus.ensembles.assembly import ensemble as ensemble
     from linnaeus.errors import LinnaeusError as LinnaeusError
     from linnaeus.estimator import ImageClassifier as ImageClassifier
     from linnaeus.images import read_image as read_image
@@ -41,11 +42,12 @@ _HOMES = {
     "Settings": "config",
     "cross_validate": "crossval",
     "describe_model": "catalogue",
+    "ensemble": "ensembles.assembly",
     "evaluate": "judging",
     "list_models": "models.registry",
     "load": "predictor",
     "read_image": "images",
-    "register_model": "models.adapter",
+    "register_model": "models.adopted",
     "train": "runs",
 }
 
@@ -58,6 +60,7 @@ __all__ = [
     "Settings",
     "cross_validate",
     "describe_model",
+    "ensemble",
     "evaluate",
     "list_models",
     "load",

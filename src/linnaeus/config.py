@@ -63,6 +63,7 @@ METHODS = ("full", "head", "staged", *FEW)
 OPTIMIZERS = ("gd", "sgd", "rmsprop", "adam", "adamw", "lars", "lamb", "muon")
 SAMPLING = ("none", "over", "under", "balanced")
 SCHEDULES = ("constant", "cosine", "linear", "onecycle", "step", "exponential", "plateau")
+TTA = ("none", "flip", "shifts", "flip_shifts")
 
 INTEGER = Kind("a whole number", int, (Integral,))
 NUMBER = Kind("a number", float, (Real,))
@@ -190,6 +191,11 @@ class Settings:
     ema: Any = _setting(
         AUTO, NUMBER, "decay per step of the averaged weights that are judged; 0 judges the last", low=0.0, high=0.99999
     )
+    swa: float = _setting(0.0, NUMBER, "share of the run, its end, whose weights are averaged", low=0.0, high=0.9)
+    snapshots: int = _setting(
+        0, INTEGER, "cycles of the learning rate; the ends of all make an ensemble, 0 or 1 makes none", low=0, high=50
+    )
+    tta: str = _setting("none", TEXT, "views whose mean answers: 2, 5 or 10 times as slow as none", choices=TTA)
     clip_norm: float = _setting(0.0, NUMBER, "largest norm of the gradient; 0 for no limit", low=0.0)
     patience: int = _setting(
         0, INTEGER, "epochs without a better validation result before training stops; 0 never stops", low=0

@@ -21,6 +21,8 @@ from linnaeus.data.preparation import Dataset
 from linnaeus.data.sources import Source
 from linnaeus.data.splits import group_identical
 from linnaeus.display import Display, Silent
+from linnaeus.ensembles.assembly import Draft, assemble
+from linnaeus.ensembles.members import common_parts, open_members
 from linnaeus.errors import DataError, RunError
 from linnaeus.evaluation.metrics import score
 from linnaeus.judging import judge_images
@@ -84,8 +86,8 @@ def cross_validate(
         data, settings: as `train` takes them; a split of the data is passed over, all their images are dealt anew.
         folds: K, at least 2. Each class is spread evenly over the folds; images that are identical or belong to one
             group never stand in different ones (Kohavi 1995). repeats: of the whole, each dealt otherwise.
-        out: a folder with a run folder for each fold, runs/NAME-crossval by default. What is finished there is taken
-            as it is, and what was cut short goes on.
+        out: a folder with a run folder for each fold and the bundle of all, runs/NAME-crossval by default. What is
+            finished there is taken as it is, and what was cut short goes on.
 
     Raises:
         DataError: a class has fewer images than there are folds.
@@ -110,7 +112,24 @@ def cross_validate(
     found = CrossValidation(folder=str(folder), folds=results, accuracy=accuracy, spread=spread, whole=whole)
     write_file(folder / "crossval.json", json.dumps(found.to_dict(), indent=1, allow_nan=False) + "\n")
     write_file(folder / "predictions.csv", _table(results, look.dataset))
+    _combine(found, look.dataset.source, told)
     return found
+
+
+def _combine(found: CrossValidation, source: Source, display: Display) -> None:
+    """Write the mean of all folds' classifiers as a bundle.
+
+    No image of the data is new to all of them, so it has no scores of its own: the facts hold those of the members,
+    each on the fold that it had not seen.
+    """
+    folder = Path(found.folder)
+    paths = [folder / f"fold-{fold.number}" for fold in found.folds]
+    members = open_members(paths, replace(source, split=None), display)
+    facts = {"out_of_fold": found.to_dict() | {"folder": folder.name}}
+    dataset = replace(members[0].dataset, split=common_parts(members))
+    draft = Draft(members=members, dataset=dataset, folder=folder / "bundle", facts=facts, parts=())
+    assemble(draft, np.full(len(members), 1 / len(members)), display)
+    display.say(f"Bundle: {draft.folder}, the mean of {len(members)} classifiers and as many times as slow as one")
 
 
 def _claim(folder: Path, plan: dict[str, Any]) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,12 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
 
 from linnaeus.bundle import Architecture, Bundle, write_bundle
 from linnaeus.compression.export import Agreement, compare, to_onnx
+from linnaeus.compression.merging import Branch, merge_networks
+from linnaeus.compression.views import View, list_views
 from linnaeus.config import Settings
 from linnaeus.data.preparation import Dataset
 from linnaeus.display import Display
@@ -24,9 +27,9 @@ from linnaeus.judging import Judgement, judge_images
 from linnaeus.models.registry import Blueprint, Classifier, Entry, count_parameters
 from linnaeus.predictor import Predictor
 from linnaeus.runtime import list_versions
-from linnaeus.training.checkpoint import separate
 from linnaeus.training.tasks import Normalizer
 
+ENSEMBLE = "ensemble"  # the architecture of a bundle with several members
 _CHECKED = 64  # images on which the exported network must agree with the trained one
 
 
@@ -35,11 +38,14 @@ class Product:
     """A trained network with all that it needs to be of use.
 
     Attributes:
+        models: the network; several are snapshots of one run, whose mean answers.
         pretrained: whether it started from published weights.
         held_out: the parts of the data that training did not learn from. trained: how many weights learned.
+        parts: uint8 (n, 17), which image had which part, where the data do not know it all.
+        facts: what else the bundle should tell of itself.
     """
 
-    model: Classifier
+    models: tuple[Classifier, ...]
     entry: Entry
     blueprint: Blueprint
     dataset: Dataset
@@ -47,12 +53,20 @@ class Product:
     pretrained: bool
     held_out: tuple[str, ...] = ("val", "test")
     trained: int = 0
+    parts: NDArray[np.uint8] | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """The views of a picture whose mean answers."""
+        return list_views(self.settings.tta, self.dataset.preprocess)
 
     def describe(self, onnx_bytes: int) -> dict[str, Any]:
         """Return name, size and origin of the network as JSON values."""
+        several = len(self.models) > 1
         return {
-            "name": self.entry.name,
-            "parameters": count_parameters(self.model),
+            "name": f"{len(self.models)} snapshots of {self.entry.name}" if several else self.entry.name,
+            "parameters": sum(count_parameters(model) for model in self.models),
             "trained_parameters": self.trained,
             "onnx_bytes": onnx_bytes,
             "base_weights": self.entry.weights if self.pretrained else "",
@@ -75,35 +89,65 @@ def deliver(product: Product, folder: Path, *, display: Display, at_most: int = 
     `at_most` other than 0 judges no more images than that of each part, spread evenly.
     Raises TrainingError if ONNX Runtime and PyTorch disagree; no bundle is written then.
     """
-    model = product.model.to("cpu").eval()
-    files = _files(model, product)
+    for model in product.models:
+        model.to("cpu").eval()
+    files = _files(product)
     bundle = _bundle(product, folder)
     predictor = Predictor(bundle, threads=product.settings.threads, network=files["model.onnx"])
-    agreement = _check(model, predictor, product.dataset)
+    agreement = _check(product, predictor)
     write_bundle(bundle, files)  # whoever stops us while we judge has a bundle, though without scores
-    judgements = _judge(predictor, product, display, at_most)
-    facts = {
-        "scores": {part: judgement.scores.to_dict() for part, judgement in judgements.items()},
-        "agreement": agreement.to_dict(),
-    }
-    write_bundle(replace(bundle, facts={**bundle.facts, **facts}), files)
+    dataset, parts = product.dataset, product.held_out
+    judgements = judge_parts(predictor, dataset, parts, display=display, at_most=at_most)
+    write_bundle(with_results(bundle, agreement, judgements), files)
     described = product.describe(len(files["model.onnx"]))
     return Delivery(agreement=agreement, judgements=judgements, model=described)
 
 
-def _files(model: Classifier, product: Product) -> dict[str, bytes]:
-    blueprint = product.blueprint
-    weights = separate(model.published().state_dict())
+def with_results(bundle: Bundle, agreement: Agreement, judgements: Mapping[str, Judgement]) -> Bundle:
+    """Return a bundle whose facts tell how it was proven and judged."""
+    scores = {part: judgement.scores.to_dict() for part, judgement in judgements.items()}
+    return replace(bundle, facts={**bundle.facts, "scores": scores, "agreement": agreement.to_dict()})
+
+
+def table_file(table: NDArray[np.uint8]) -> bytes:
+    """Return the file of a table of images and their parts."""
+    stream = io.BytesIO()
+    np.save(stream, table, allow_pickle=False)
+    return stream.getvalue()
+
+
+def _files(product: Product) -> dict[str, bytes]:
+    weights = [model.published().state_dict() for model in product.models]
+    parts = product.dataset.parts_table() if product.parts is None else product.parts
     files = {
-        "model.onnx": to_onnx(model, channels=blueprint.channels, size=blueprint.size),
-        "model.safetensors": safetensors.torch.save(weights),
+        "model.onnx": _network(product),
+        "model.safetensors": weights_file(weights),
+        "parts.npy": table_file(parts),
     }
-    table = io.BytesIO()
-    np.save(table, product.dataset.parts_table(), allow_pickle=False)
-    files["parts.npy"] = table.getvalue()
-    if product.entry.timm:
+    if product.entry.timm and len(product.models) == 1:
         files["config.json"] = (json.dumps(_timm_config(product), indent=2) + "\n").encode()
     return files
+
+
+def weights_file(members: Sequence[Mapping[str, torch.Tensor]]) -> bytes:
+    """Return the file of a network's weights; those of several bear the member's number before their names."""
+    if len(members) == 1:
+        return safetensors.torch.save({name: value.contiguous() for name, value in members[0].items()})
+    named = {f"{i}/{name}": value for i, weights in enumerate(members) for name, value in weights.items()}
+    return safetensors.torch.save({name: value.clone().contiguous() for name, value in named.items()})
+
+
+def _network(product: Product) -> bytes:
+    """Return the network that runs: of several models, or of several views, it gives the mean."""
+    blueprint, models = product.blueprint, product.models
+    networks = [to_onnx(model, channels=blueprint.channels, size=blueprint.size) for model in models]
+    if len(networks) == len(product.views) == 1:
+        return networks[0]
+    preprocess, order = product.dataset.preprocess, tuple(range(blueprint.classes))
+    branches = [
+        Branch(network=network, preprocess=preprocess, order=order, weight=1 / len(networks)) for network in networks
+    ]
+    return merge_networks(branches, preprocess, product.views)
 
 
 def _timm_config(product: Product) -> dict[str, Any]:
@@ -112,7 +156,7 @@ def _timm_config(product: Product) -> dict[str, Any]:
     return {
         "architecture": product.entry.timm,
         "num_classes": product.blueprint.classes,
-        "num_features": product.model.width,
+        "num_features": product.models[0].width,
         "label_names": list(product.dataset.source.classes),
         "model_args": {"in_chans": preprocess.channels},
         "pretrained_cfg": {
@@ -135,10 +179,12 @@ def _bundle(product: Product, folder: Path) -> Bundle:
         "base_weights": product.entry.weights if product.pretrained else "",
         "licence": product.entry.licence if product.pretrained else "",
         "versions": list_versions(),
+        **product.facts,
     }
+    one = Architecture(name=blueprint.name, options=options)
     return Bundle(
         folder=folder,
-        architecture=Architecture(name=blueprint.name, options=options),
+        architecture=one if len(product.models) == 1 else name_ensemble([one] * len(product.models)),
         classes=product.dataset.source.classes,
         preprocess=product.dataset.preprocess,
         recipe=product.settings.to_dict(),
@@ -146,15 +192,16 @@ def _bundle(product: Product, folder: Path) -> Bundle:
     )
 
 
-def _check(model: Classifier, predictor: Predictor, dataset: Dataset) -> Agreement:
+def name_ensemble(members: Sequence[Architecture]) -> Architecture:
+    """Return the architecture of a bundle with several members: what rebuilds each, in the order of their weights."""
+    described = [{"name": member.name, "options": dict(member.options)} for member in members]
+    return Architecture(name=ENSEMBLE, options={"members": described})
+
+
+def _check(product: Product, predictor: Predictor) -> Agreement:
     """Compare PyTorch and ONNX Runtime on real images, spread over all parts."""
-    good = dataset.prepared.good
-    pixels = dataset.prepared.pixels.take(good[:: max(1, len(good) // _CHECKED)][:_CHECKED])
-    with torch.inference_mode():
-        normalize = Normalizer(dataset.preprocess, torch.device("cpu"))
-        batch = torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2)
-        ours = torch.softmax(model(normalize(batch)).float(), dim=1).numpy()
-    agreement = compare(ours, predictor.predict_pixels(pixels))
+    pixels = product.dataset.prepared.pixels.take(spread(product.dataset.prepared.good))
+    agreement = compare(_answer(product, pixels), predictor.predict_pixels(pixels))
     if not agreement.holds:
         raise TrainingError(
             f"ONNX Runtime to agree with PyTorch within {agreement.tolerance}",
@@ -164,10 +211,28 @@ def _check(model: Classifier, predictor: Predictor, dataset: Dataset) -> Agreeme
     return agreement
 
 
-def _judge(predictor: Predictor, product: Product, display: Display, at_most: int) -> dict[str, Judgement]:
-    judgements = {}
-    for part in product.held_out:
-        indices = product.dataset.indices(part, at_most=at_most)
-        if len(indices):
-            judgements[part] = judge_images(predictor, product.dataset, indices, part=part, display=display)
-    return judgements
+def spread(indices: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the few of some images, spread evenly, on which networks are compared."""
+    return indices[:: max(1, len(indices) // _CHECKED)][:_CHECKED]
+
+
+@torch.inference_mode()
+def _answer(product: Product, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return PyTorch's probabilities float32 (N, K), the mean over models and views."""
+    normalize = Normalizer(product.dataset.preprocess, torch.device("cpu"))
+    seen = [normalize(torch.from_numpy(view.show(pixels)).permute(0, 3, 1, 2)) for view in product.views]
+    answers = [torch.softmax(model(images).float(), dim=1) for model in product.models for images in seen]
+    mean: NDArray[np.float32] = torch.stack(answers).mean(dim=0).numpy()
+    return mean
+
+
+def judge_parts(
+    predictor: Predictor, dataset: Dataset, parts: Sequence[str], *, display: Display, at_most: int = 0
+) -> dict[str, Judgement]:
+    """Judge those of some parts of a data set that hold images, at most so many of each, spread evenly."""
+    found = {part: dataset.indices(part, at_most=at_most) for part in parts}
+    return {
+        part: judge_images(predictor, dataset, indices, part=part, display=display)
+        for part, indices in found.items()
+        if len(indices)
+    }

@@ -72,13 +72,13 @@ def evaluate(
     if split not in PARTS:
         raise SettingError(f"split to be one of {', '.join(PARTS)}", got=repr(split), fix="Choose one of them.")
     predictor = Predictor(bundle)
-    settings = Settings.of({k: v for k, v in predictor.bundle.recipe.items() if k in _NEEDED})
     told = display or Silent()
-    source = match_classes(open_source(data, columns=columns_of(settings)), predictor.classes)
-    dataset, recalled = _prepare(source, predictor.bundle, settings, told)
+    source = open_known(data, predictor.bundle)
+    dataset = read_known(source, predictor.bundle, told)
+    dataset, recalled = dataset.recall_parts(predictor.bundle.read_parts())
     part = split if split != "auto" else "test" if len(dataset.indices("test")) else "all"
     indices = dataset.indices(part)
-    _tell_seen(recalled[indices], told)
+    _tell_seen(recalled[indices], predictor.bundle, told)
     if part != "all" and (new := int((dataset.split[dataset.prepared.good] == -1).sum())):
         told.say(f"  note: {new:,} images that the bundle has not seen are in no part; --split all judges them too")
     return judge_images(predictor, dataset, indices, part=part, display=told)
@@ -88,20 +88,32 @@ _NEEDED = ("val_fraction", "test_fraction", "seed", "cache_limit", "path_column"
            "group_column")  # fmt: skip
 
 
-def _prepare(source: Source, bundle: Bundle, settings: Settings, display: Display) -> tuple[Dataset, NDArray[np.int8]]:
-    """Return the data, and in which part the bundle's run had each image."""
-    told = settings.replace({"max_bad": 1.0})  # what cannot be read is named, and the rest judged
+def open_known(data: Any, bundle: Bundle) -> Source:
+    """Open labelled images as a bundle's run did, with its classes. Raises DataError for one that it does not know."""
+    return match_classes(open_source(data, columns=columns_of(_settings_of(bundle))), bundle.classes)
+
+
+def read_known(source: Source, bundle: Bundle, display: Display) -> Dataset:
+    """Read images as a bundle wants them; what cannot be read is named, and the rest kept."""
+    settings = _settings_of(bundle).replace({"max_bad": 1.0})
     with display.progress("reading images") as advance:
-        dataset = build_dataset(source, bundle.preprocess, told, divide=False, progress=advance)
+        dataset = build_dataset(source, bundle.preprocess, settings, divide=False, progress=advance)
     for image in dataset.prepared.bad:
         display.say(f"  unreadable, left out: {image.path}: {image.reason}")
-    return dataset.recall_parts(bundle.read_parts())
+    return dataset
 
 
-def _tell_seen(recalled: NDArray[np.int8], display: Display) -> None:
+def _settings_of(bundle: Bundle) -> Settings:
+    """Return the settings of a bundle's run that reading its data takes."""
+    return Settings.of({name: value for name, value in bundle.recipe.items() if name in _NEEDED})
+
+
+def _tell_seen(recalled: NDArray[np.int8], bundle: Bundle, display: Display) -> None:
     """Say it when images that the bundle's run had in another part than test are judged."""
     if seen := int(((recalled >= 0) & (recalled != SPLITS.index("test"))).sum()):
         display.say(f"  warning: {seen:,} of these images were learned from or chosen by; the score flatters")
+        if "out_of_fold" in bundle.facts:
+            display.say("  note: crossval.json has the score of each image by a member that had not seen it")
 
 
 def columns_of(settings: Settings) -> Columns:

@@ -246,20 +246,28 @@ def _augmentation(now: Situation) -> Advice:
     }
 
 
-def _optimization(now: Situation, settings: Settings) -> Advice:
+def _recipe(now: Situation, settings: Settings) -> tuple[dict[str, Any], str]:
     if now.pretrained and settings.finetune in FEW:
-        recipe, why = _FINE_TUNING | {"lr": _FEW_RATE}, "from a fitted head, few weights of a network"
-    elif now.pretrained:
-        recipe, why = _FINE_TUNING, "from a fitted head, on photographs"
-    elif now.model.startswith("fastnet"):
-        recipe, why = _fastnet(now, settings), "short runs of this network"
-    else:
-        recipe, why = _FROM_SCRATCH, "a usual start for networks from scratch"
+        return _FINE_TUNING | {"lr": _FEW_RATE}, "from a fitted head, few weights of a network"
+    if now.pretrained:
+        return _FINE_TUNING, "from a fitted head, on photographs"
+    if now.model.startswith("fastnet"):
+        return _fastnet(now, settings), "short runs of this network"
+    return _FROM_SCRATCH, "a usual start for networks from scratch"
+
+
+def _optimization(now: Situation, settings: Settings) -> Advice:
+    """Return the recipe's values, but for those that what the user gave speaks against."""
+    recipe, why = _recipe(now, settings)
     advice = {name: (value, why) for name, value in recipe.items()}
     if settings.optimizer != AUTO and settings.optimizer != recipe["optimizer"]:
         advice["lr"] = _RATES[settings.optimizer], f"a usual start for {settings.optimizer}"
     if settings.optimizer == "gd":
         advice["batch_size"] = now.images, "gradient descent sees all images in a step"
+    if settings.swa or settings.snapshots > 1:
+        advice["ema"] = 0.0, "swa averages the weights" if settings.swa else "snapshots are the weights themselves"
+    if settings.snapshots > 1:
+        advice["schedule"] = "cosine", "snapshots are taken where the rate has fallen to nothing"
     if settings.loss == "focal":
         advice["label_smoothing"] = 0.0, "focal takes hard labels"
     return advice

@@ -5,7 +5,7 @@ config.toml      every setting, resolved
 run.json         what was trained on what, to resume by
 metrics.jsonl    one line per epoch
 report.html      for people; report.json: the same facts for programs
-checkpoints/     last.safetensors, the whole state of training
+checkpoints/     last.safetensors, the whole state of training; snapshot-1.safetensors, ... where they are asked for
 """
 
 from __future__ import annotations
@@ -43,6 +43,10 @@ class RunFolder:
     def checkpoint(self) -> Path:
         """The whole state of training."""
         return self.path / "checkpoints" / "last.safetensors"
+
+    def snapshot(self, number: int) -> Path:
+        """Return the place of the weights at the end of a cycle of the learning rate, counted from 1."""
+        return self.path / "checkpoints" / f"snapshot-{number}.safetensors"
 
     @property
     def report(self) -> Path:

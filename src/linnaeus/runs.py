@@ -19,7 +19,7 @@ from linnaeus.delivery import Delivery, Product, deliver
 from linnaeus.display import Display, Silent
 from linnaeus.errors import DataError, RunError, TrainingError
 from linnaeus.ground import Ground, lay_ground, read_images, tell_parts
-from linnaeus.learning.course import learn, take_best
+from linnaeus.learning.course import learn, take_models
 from linnaeus.learning.learner import Learner
 from linnaeus.learning.transfer import check_transfer
 from linnaeus.models.registry import Blueprint, Classifier, Entry, create_model
@@ -241,10 +241,13 @@ def _build_learner(run: Run, start: Start) -> Learner:
     choose_arithmetic(run.chooser, model, start.blueprint, device=device, processes=run.world.size)
     torch.set_num_threads(run.settings.threads)
     assert not run.settings.unresolved(), run.settings.unresolved()
-    return Learner(
+    learner = Learner(
         settings=run.settings, dataset=dataset, entry=entry, blueprint=start.blueprint, model=model, device=device,
         world=run.world, display=run.display, interrupts=run.interrupts, started=run.started, folder=None,
     )  # fmt: skip
+    if learner.passes > 1:
+        learner.note(f"Each answer of the bundle takes {learner.passes} times as long, by its views and snapshots.")
+    return learner
 
 
 def _show_pictures(model: Classifier, dataset: Dataset) -> None:
@@ -302,7 +305,7 @@ def _finish(run: Run, learner: Learner) -> RunResult:
 
 def _product(learner: Learner) -> Product:
     return Product(
-        model=take_best(learner),
+        models=take_models(learner),
         entry=learner.entry,
         blueprint=learner.blueprint,
         dataset=learner.dataset,

@@ -30,6 +30,24 @@ def check_sense(settings: Settings, entry: Entry, *, images: int) -> None:
         got = f"train_size={settings.train_size}, grow={settings.grow}"
         expected = f"one picture size, {settings.image_size}, for {entry.name}"
         raise SettingError(expected, got=got, fix="Leave train_size and grow out, or choose another model.")
+    _check_averages(settings)
+
+
+def _check_averages(settings: Settings) -> None:
+    """Refuse averages of weights and of answers that contradict each other or the schedule. Raises SettingError."""
+    several = settings.snapshots > 1
+    contradictions = (
+        (settings.swa and settings.ema, "one average of the weights", ("swa", "ema")),
+        (settings.swa and settings.schedule == "plateau", "a schedule that time alone moves", ("swa", "schedule")),
+        (settings.swa and several, "an average or snapshots", ("swa", "snapshots")),
+        (several and settings.schedule != "cosine", "schedule=cosine for snapshots", ("snapshots", "schedule")),
+        (several and settings.patience, "no patience where the rate rises again", ("snapshots", "patience")),
+        ("flip" in settings.tta and not settings.flip, "views like the pictures learned from", ("tta", "flip")),
+    )
+    for wrong, expected, names in contradictions:
+        if wrong:
+            got = ", ".join(f"{name}={getattr(settings, name)}" for name in names)
+            raise SettingError(expected, got=got, fix=f"Leave {names[0]} or {names[1]} out.")
 
 
 def _check_batches(settings: Settings, images: int) -> None:

@@ -58,8 +58,8 @@ class Dataset:
         return content.hexdigest()
 
     def parts_table(self) -> NDArray[np.uint8]:
-        """Return uint8 (n, 17): the digest of each image that can be read, then its part."""
-        good = self.prepared.good
+        """Return uint8 (n, 17): the digest of each image that has a part, then the part."""
+        good = np.flatnonzero(self.split >= 0)
         return np.column_stack([self.prepared.digests[good], self.split[good].astype(np.uint8)])
 
     def recall_parts(self, table: NDArray[np.uint8]) -> tuple[Dataset, NDArray[np.int8]]:

@@ -17,11 +17,22 @@ from linnaeus.learning.head import fit_probe
 from linnaeus.learning.learner import FEWEST_JUDGED, JUDGING_SHARE, Learner, augmentation, make_loss
 from linnaeus.learning.transfer import Thaw, begin_transfer, rate_factors
 from linnaeus.models.adapters import merge
-from linnaeus.models.folding import fold_norms, unfold_norms
+from linnaeus.models.folding import Folded, fold_norms, unfold_norms
 from linnaeus.models.registry import Classifier, count_parameters
 from linnaeus.results import EpochResult
-from linnaeus.runtime import ran_out
-from linnaeus.training.checkpoint import Best, State, Tally, copy_weights, load_state, save_state
+from linnaeus.runtime import autocast, ran_out
+from linnaeus.training.averaging import refresh_norms
+from linnaeus.training.checkpoint import (
+    Best,
+    State,
+    Tally,
+    Weights,
+    copy_weights,
+    load_state,
+    load_weights,
+    save_state,
+    save_weights,
+)
 from linnaeus.training.imbalance import resample
 from linnaeus.training.loop import Hooks, Plan, fit, judge
 from linnaeus.training.optim import Rule, Schedule, make_optimizer
@@ -29,6 +40,7 @@ from linnaeus.training.tasks import Supervised
 from linnaeus.training.tracking import Tracker
 
 _JUDGE_PIXELS = 2**18  # of a batch on validation: its activations stay small, whatever the number of images
+_NORM_IMAGES = 2048  # from which the batch statistics of averaged weights are computed
 
 
 def learn(learner: Learner) -> None:
@@ -95,13 +107,20 @@ def _last_weights(state: State) -> Best | None:
     return Best(weights=weights, accuracy=0.0, loss=math.inf) if finite else None
 
 
-def take_best(learner: Learner) -> Classifier:
-    """Return the network with the best weights that training found, on the CPU, as it was built."""
+def take_models(learner: Learner) -> tuple[Classifier, ...]:
+    """Return what training found, on the CPU, as it was built: the best network, or those of two or more snapshots."""
     assert learner.best is not None
     model = learner.model.cpu().to(memory_format=torch.contiguous_format)
-    model.load_state_dict(learner.best.weights)
+    found = [learner.best.weights]
+    if learner.snapshots > 1 and learner.folder is not None:
+        found = [load_weights(learner.folder.snapshot(number + 1)) for number in range(learner.snapshots)]
+    return tuple(_fill(copy.deepcopy(model), weights, copy.deepcopy(learner.norms)) for weights in found)
+
+
+def _fill(model: Classifier, weights: Weights, norms: Folded) -> Classifier:
+    model.load_state_dict(weights)
     merge(model)
-    unfold_norms(model, {name: norm.cpu() for name, norm in learner.norms.items()})
+    unfold_norms(model, {name: norm.cpu() for name, norm in norms.items()})
     return model
 
 
@@ -121,13 +140,20 @@ def _make_plan(learner: Learner) -> Plan:
             weight_decay=settings.weight_decay,
             late=settings.finetune == "staged",
         ),
-        schedule=Schedule(shape=settings.schedule, warmup=Span.of(settings.warmup), factor=settings.lr_drop),
+        schedule=Schedule(
+            shape=settings.schedule,
+            warmup=Span.of(settings.warmup),
+            factor=settings.lr_drop,
+            cycles=max(1, settings.snapshots),
+            hold=1 - settings.swa,
+        ),
         epochs=settings.epochs,
         steps=settings.steps or math.inf,
         time_limit=limit,
         accumulate=settings.accumulate,
         clip_norm=settings.clip_norm,
         ema=settings.ema,
+        swa=settings.swa,
         patience=settings.patience,
         size=settings.train_size,
         grow=settings.grow,
@@ -145,7 +171,7 @@ def _new_state(learner: Learner, plan: Plan) -> State:
     return State(
         model=model,
         optimizer=make_optimizer(model, plan.rule, factors=rate_factors(model, learner.settings)),
-        average=copy.deepcopy(model).eval() if plan.ema else None,
+        average=copy.deepcopy(model).eval() if plan.ema or plan.swa else None,
         scaler=torch.amp.GradScaler(learner.device.type) if plan.precision == "fp16" else None,
         best=learner.best,
         history=list(learner.history),
@@ -219,12 +245,31 @@ def _make_hooks(learner: Learner, plan: Plan, tracker: Tracker | None) -> Hooks:
     def on_parts(parts: int) -> None:
         learner.warn(f"Memory did not suffice for a step: its batch is computed in {parts} parts from now on.")
 
+    def keep(state: State) -> None:
+        if tracker is not None and learner.folder is not None:
+            save_weights(copy_weights(state.judged), learner.folder.snapshot(state.snapshots))
+
     return Hooks(
         judge=lambda network: judge(network, val, learner.normalize, plan),
         save=save,
         on_epoch=on_epoch,
         interrupted=lambda: learner.interrupts.caught != 0,
+        refresh=lambda network: _refresh(learner, plan, network),
+        keep=keep,
         watch=lambda batches, total: learner.display.watch(batches, total, "training"),
         on_parts=on_parts,
         release=Thaw(learner.model) if learner.settings.finetune == "staged" else lambda progress: False,
     )
+
+
+def _refresh(learner: Learner, plan: Plan, network: torch.nn.Module) -> None:
+    """Compute the batch statistics of averaged weights from training images, the same in every process."""
+    if plan.freeze_norms:
+        return
+    settings = learner.settings
+    loader = learner.loader(
+        "train", batch_size=settings.batch_size, shuffle=True, augment=augmentation(settings), at_most=_NORM_IMAGES
+    )
+    batches = dataclasses.replace(loader, rank=0, world=1).batches(side=lambda batch: plan.size)
+    with autocast(plan.device, plan.precision):
+        refresh_norms(network, (learner.normalize(batch.to(plan.device).pixels) for batch in batches))

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from linnaeus.compression.views import list_views
 from linnaeus.config import Settings
 from linnaeus.data.augment import Augment
 from linnaeus.data.loaders import Loader
@@ -42,7 +43,7 @@ class Learner:
         ended: why training ended, as `fit` says, "head" if only the head was fitted, "diverged" or "memory".
         held_out: the parts that the kept weights did not learn from.
         norms: the batch norms that were folded into the convolutions for the time of training.
-        trained: how many weights learned.
+        trained: how many weights learned. snapshots: how many ends of cycles the run has kept.
         speed: images a second that the network judges, 0 while that is not known. notes: sentences for the report.
     """
 
@@ -63,6 +64,7 @@ class Learner:
     trained: int = 0
     ended: str = "done"
     held_out: tuple[str, ...] = ("val", "test")
+    snapshots: int = 0
     speed: float = 0.0
     notes: list[str] = field(default_factory=list)
 
@@ -71,12 +73,18 @@ class Learner:
         """What turns pixels into the network's input."""
         return Normalizer(self.dataset.preprocess, self.device)
 
+    @property
+    def passes(self) -> int:
+        """How many answers of the network, of its views and snapshots, make one of the bundle."""
+        return len(list_views(self.settings.tta, self.dataset.preprocess)) * max(1, self.settings.snapshots)
+
     def seconds_left(self) -> float:
         """Return how much of the budget is left for learning, the time to judge and finish put aside."""
         if not self.settings.budget:
             return math.inf
         # What is held out is judged once at the end; validation once more when training ends.
-        to_judge = sum(len(self.dataset.indices(part)) for part in (*self.held_out, "val"))
+        to_judge = self.passes * sum(len(self.dataset.indices(part)) for part in self.held_out)
+        to_judge += len(self.dataset.indices("val"))
         judging = min(to_judge / self.speed if self.speed else 0.0, JUDGING_SHARE * self.settings.budget)
         return float(self._unspent() - judging - _FINISH_SECONDS)
 
@@ -85,7 +93,7 @@ class Learner:
         if not self.settings.budget or not self.speed:
             return 0
         seconds = max(self._unspent() - _FINISH_SECONDS, _LEAST_SECONDS, _LEAST_SHARE * self.settings.budget)
-        most = max(FEWEST_JUDGED, int(seconds * self.speed / max(1, len(self.held_out))))
+        most = max(FEWEST_JUDGED, int(seconds * self.speed / self.passes / max(1, len(self.held_out))))
         largest = max((len(self.dataset.indices(part)) for part in self.held_out), default=0)
         if largest <= most:
             return 0

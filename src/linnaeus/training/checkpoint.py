@@ -48,7 +48,8 @@ class State:
     """All that training needs to go on as if it had never stopped.
 
     Attributes:
-        model: what learns. average: its moving average, which is judged; None judges the model itself.
+        model: what learns. average: that of its weights, which is judged; None judges the model itself, as does one
+            that holds nothing yet. averaged: how many steps it holds. snapshots: how many cycles' ends were kept.
         epoch, batch: finished epochs, and finished batches of the running one. step: optimizer steps in all.
         seconds: time spent training, over all sessions. bad_steps: non-finite losses in a row.
         parts: in which a batch was last computed for want of memory.
@@ -65,6 +66,8 @@ class State:
     seconds: float = 0.0
     bad_steps: int = 0
     parts: int = 1
+    averaged: int = 0
+    snapshots: int = 0
     tally: Tally = field(default_factory=Tally)
     best: Best | None = None
     history: list[EpochResult] = field(default_factory=list)
@@ -72,7 +75,7 @@ class State:
     @property
     def judged(self) -> nn.Module:
         """The network that is judged and kept."""
-        return self.model if self.average is None else self.average
+        return self.average if self.average is not None and self.averaged else self.model
 
     @property
     def epochs_since_best(self) -> int:
@@ -96,6 +99,19 @@ def separate(tensors: Weights) -> Weights:
         apart[name] = tensor.clone() if place in seen else tensor
         seen.add(place)
     return apart
+
+
+def save_weights(weights: Weights, path: Path) -> None:
+    """Write a network's weights, as `copy_weights` returns them, whole or not at all. Raises StorageError."""
+    write_file(path, safetensors.torch.save({name: value.contiguous() for name, value in weights.items()}))
+
+
+def load_weights(path: Path) -> Weights:
+    """Return the weights of a file. Raises RunError for one that is damaged or missing."""
+    try:
+        return safetensors.torch.load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise RunError(f"weights of this run in {path}", got=str(error)[:200], fix="Start a new run.") from None
 
 
 def save_state(state: State, path: Path) -> None:
@@ -122,7 +138,7 @@ def save_state(state: State, path: Path) -> None:
     write_file(path, data)
 
 
-_NUMBERS = ("stage", "epoch", "batch", "step", "seconds", "bad_steps", "parts")
+_NUMBERS = ("stage", "epoch", "batch", "step", "seconds", "bad_steps", "parts", "averaged", "snapshots")
 
 
 def load_state(state: State, path: Path) -> None:

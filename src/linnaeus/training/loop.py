@@ -20,8 +20,9 @@ from linnaeus.durations import Moment
 from linnaeus.errors import MemoryLimitError, TrainingError
 from linnaeus.results import EpochResult
 from linnaeus.runtime import World, autocast, compute_in_halves, free_memory, ran_out, seed_all
+from linnaeus.training.averaging import add_to_mean, follow
 from linnaeus.training.checkpoint import Best, State, Tally, copy_weights
-from linnaeus.training.optim import Rule, Schedule, add_l1, move_average, set_learning_rate
+from linnaeus.training.optim import Rule, Schedule, add_l1, set_learning_rate
 from linnaeus.training.tasks import Normalizer, Task
 
 _BAD_STEPS_IN_A_ROW = 3
@@ -38,6 +39,8 @@ class Plan:
     Attributes:
         epochs: after which training ends. steps, time_limit: optimizer steps and seconds of training after which it
             ends all the same; the schedule follows whichever runs out first.
+        ema: decay per step of the weights' moving average. swa: share of the run, its end, over which they are averaged
+            evenly instead (Izmailov et al. 2018). Of both, the average is judged.
         patience: epochs without a better result before it stops, 0 for never.
         size: side of the pictures. grow: share of it at which training begins (progressive resizing, Howard 2018).
         freeze_norms: keep the batch statistics of a pretrained network.
@@ -51,6 +54,7 @@ class Plan:
     accumulate: int = 1
     clip_norm: float = 0.0
     ema: float = 0.0
+    swa: float = 0.0
     patience: int = 0
     size: int = 0
     grow: float = 1.0
@@ -77,6 +81,8 @@ class Hooks:
     Attributes:
         judge: returns validation loss and accuracy of a network. save: writes a checkpoint.
         on_epoch: told of each finished epoch; returns whether to stop. interrupted: whether a signal asked to stop.
+        refresh: brings the batch statistics of averaged weights up to date before they are judged.
+        keep: keeps the weights at the end of a cycle of the learning rate, the `state.snapshots`-th.
         watch: wraps the batches of an epoch, to show progress.
         on_parts: told in how many parts batches are computed from now on, because memory did not suffice.
         release: told the progress before each step, it may freeze weights and let others learn; returns whether it did.
@@ -86,6 +92,8 @@ class Hooks:
     save: Callable[[State], None]
     on_epoch: Callable[[EpochResult], bool]
     interrupted: Callable[[], bool] = lambda: False
+    refresh: Callable[[nn.Module], None] = lambda network: None
+    keep: Callable[[State], None] = lambda state: None
     watch: Watch = lambda batches, total: batches
     on_parts: Callable[[int], None] = lambda parts: None
     release: Callable[[float], bool] = lambda progress: False
@@ -192,6 +200,7 @@ def _train_epoch(session: _Session) -> str:
             _train_step(session, batch.to(plan.device))
             state.batch += 1
             session.count_seconds()
+            _keep_snapshot(session)
             if plan.world.any(hooks.interrupted()):
                 _save(session)
                 return "interrupted"
@@ -203,12 +212,22 @@ def _train_epoch(session: _Session) -> str:
     return ""
 
 
+def _keep_snapshot(session: _Session) -> None:
+    """Keep the weights if a cycle of the learning rate has just come to its end (Huang et al. 2017)."""
+    state = session.state
+    finished = session.plan.schedule.finished(session.moment(state.batch))
+    while state.snapshots < finished:
+        state.snapshots += 1
+        session.hooks.keep(state)
+
+
 def _train_step(session: _Session, batch: Batch) -> None:
     """One optimizer step, or none if the loss is not finite in any process."""
     state, plan = session.state, session.plan
-    factor = plan.schedule.at(session.moment(state.batch), (result.val_loss for result in state.history))
+    now = session.moment(state.batch)
+    factor = plan.schedule.at(now, (result.val_loss for result in state.history))
     set_learning_rate(state.optimizer, plan.rule.lr * factor)
-    if session.hooks.release(session.moment(state.batch).progress):
+    if session.hooks.release(now.progress):
         session.wrap()
     statistics = [buffer.clone() for buffer in session.buffers]
     results = _backward_within_memory(session, batch, statistics)
@@ -218,7 +237,7 @@ def _train_step(session: _Session, batch: Batch) -> None:
         _skip_step(state, batch)
         return
     state.bad_steps = 0
-    _follow_gradient(state, plan)
+    _follow_gradient(state, plan, now.progress)
     for part, loss, logits in results:
         state.tally.loss += loss * len(part.labels)
         state.tally.correct += int((logits.argmax(dim=1) == part.labels).sum())
@@ -323,7 +342,7 @@ def _skip_step(state: State, batch: Batch) -> None:
         )
 
 
-def _follow_gradient(state: State, plan: Plan) -> None:
+def _follow_gradient(state: State, plan: Plan, progress: float) -> None:
     """Clip, step, and move the average after the weights."""
     if state.scaler is not None:
         state.scaler.unscale_(state.optimizer)
@@ -337,7 +356,18 @@ def _follow_gradient(state: State, plan: Plan) -> None:
     else:
         state.optimizer.step()
     if state.average is not None:
-        move_average(state.average, state.model, plan.ema, state.step)
+        _average(state, state.average, plan, progress)
+
+
+def _average(state: State, average: nn.Module, plan: Plan, progress: float) -> None:
+    """Take the weights after a step into the average, if they belong there."""
+    if plan.ema:
+        follow(average, state.model, plan.ema, state.step)
+    elif progress >= 1 - plan.swa:
+        add_to_mean(average, state.model, state.averaged)
+    else:
+        return
+    state.averaged += 1
 
 
 def _close_epoch(session: _Session, seconds: float) -> EpochResult:
@@ -358,6 +388,8 @@ def _judge_epoch(session: _Session, seconds: float) -> EpochResult:
     loss, correct, seen = session.plan.world.sum([tally.loss, tally.correct, tally.seen])
     for buffer in state.judged.buffers():  # batch statistics are each process's own until the next step
         session.plan.world.share(buffer)
+    if session.plan.swa and state.judged is state.average:
+        session.hooks.refresh(state.judged)
     val_loss, val_accuracy = session.hooks.judge(state.judged)
     return EpochResult(
         stage=state.stage,

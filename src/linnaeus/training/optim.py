@@ -149,20 +149,9 @@ def add_l1(optimizer: torch.optim.Optimizer) -> None:
                     parameter.grad.add_(parameter.sign(), alpha=group["l1"])
 
 
-@torch.no_grad()
-def move_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
-    """Exponential moving average of weights and batch statistics (Polyak and Juditsky 1992), quick at first."""
-    weight = 1 - min(decay, (1 + step) / (10 + step))
-    kept, new = list(average.state_dict().values()), list(model.state_dict().values())
-    floats = [i for i, value in enumerate(kept) if value.is_floating_point()]
-    torch._foreach_lerp_([kept[i] for i in floats], [new[i] for i in floats], weight)
-    for old, value in zip(kept, new):
-        if not old.is_floating_point():
-            old.copy_(value)
-
-
 _PLATEAU_EPOCHS = 3
 _NO_SPAN = Span(amount=0.0, unit="share")
+_ROUNDING = 1e-9  # of a progress that is k / n of a run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,27 +164,42 @@ class Schedule:
             (evenly down to `factor` squared), or "plateau" (times `factor` whenever three epochs in a row have not
             brought a lower validation loss).
         warmup: how long the rate rises at the start. factor: in (0, 1]; above 1, an exponential rate rises.
+        cycles: how often a cosine falls to nothing, each time from the highest rate (Huang et al. 2017).
+        hold: progress from which on the rate stays what it is there.
     """
 
     shape: str
     warmup: Span = _NO_SPAN
     factor: float = 0.1
+    cycles: int = 1
+    hold: float = 1.0
 
     def at(self, now: Moment, val_losses: Iterable[float] = ()) -> float:
         """Return the factor in [0, 1] at a moment of the run, after epochs with these validation losses."""
-        progress, top = now.progress, self.warmup.end(now)
+        progress, top = min(now.progress, self.hold), self.warmup.end(now)
         if progress < top:
             risen = progress / top
             return 0.04 + 0.96 * (1 - math.cos(math.pi * risen)) / 2 if self.shape == "onecycle" else risen
-        fallen = min(1.0, (progress - top) / max(1e-12, 1 - top))
+        fallen = _after(top, progress)
         if self.shape in ("cosine", "onecycle"):
-            return (1 + math.cos(math.pi * fallen)) / 2
+            return (1 + math.cos(math.pi * (self.cycles * fallen % 1 if fallen < 1 else 1))) / 2
         powers = {
             "step": min(2, int(3 * fallen)),
             "exponential": 2 * fallen,
             "plateau": count_plateaus(val_losses) if self.shape == "plateau" else 0,
         }
         return 1 - fallen if self.shape == "linear" else self.factor ** powers.get(self.shape, 0)
+
+    def finished(self, now: Moment) -> int:
+        """Return how many of several cycles have come to their end at a moment of the run; of one alone none."""
+        if self.cycles == 1:
+            return 0
+        return int(self.cycles * _after(self.warmup.end(now), now.progress) + _ROUNDING)
+
+
+def _after(top: float, progress: float) -> float:
+    """Return the share of the time after a warm-up to the top that is over."""
+    return max(0.0, min(1.0, (progress - top) / max(1e-12, 1 - top)))
 
 
 def count_plateaus(losses: Iterable[float]) -> int:

@@ -1,0 +1,1 @@
+"""Several bundles as one: members, their weights, and the bundle made of them."""

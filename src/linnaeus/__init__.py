@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from linnaeus.errors import explain_missing
 
 if TYPE_CHECKING:
+    from linnaeus.comparison import compare as compare
     from linnaeus.config import Settings as Settings
     from linnaeus.crossval import cross_validate as cross_validate
     from linnaeus.errors import LinnaeusError as LinnaeusError
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from linnaeus.results import Predictions as Predictions
     from linnaeus.results import Scores as Scores
     from linnaeus.runs import train as train
+    from linnaeus.tuning.tuner import tune as tune
 
 _HOMES = {
     "ImageClassifier": "estimator",
@@ -36,11 +38,13 @@ _HOMES = {
     "Predictor": "predictor",
     "Scores": "results",
     "Settings": "config",
+    "compare": "comparison",
     "cross_validate": "crossval",
     "evaluate": "judging",
     "load": "predictor",
     "read_image": "images",
     "train": "runs",
+    "tune": "tuning.tuner",
 }
 
 __all__ = [
@@ -50,11 +54,13 @@ __all__ = [
     "Predictor",
     "Scores",
     "Settings",
+    "compare",
     "cross_validate",
     "evaluate",
     "load",
     "read_image",
     "train",
+    "tune",
 ]
 
 

@@ -31,6 +31,7 @@ QUICK_FILES = {
     "checkpoints/last.safetensors",
     "config.toml",
     "metrics.jsonl",
+    "predictions.csv",
     "report.html",
     "report.json",
     "run.json",

@@ -24,17 +24,17 @@ ROOT = SOURCES / "linnaeus"
 
 # From the bottom to the top. A room imports from lower rows only, so the rooms of one row do not import one another.
 ROWS = (
-    ("errors", "durations"),
+    ("errors", "durations", "ranges"),
     ("config", "results", "storage", "decoding"),
     ("images", "fetching"),
     ("bundle",),
     ("predictor",),
-    ("runtime", "display", "runfolder"),
+    ("runtime", "display", "runfolder", "answers"),
     ("data", "models", "training parts", "evaluation", "compression", "reporting"),
-    ("training", "recipes", "judging", "catalogue"),
+    ("training", "recipes", "judging", "catalogue", "comparison"),
     ("learning", "delivery", "ground", "trials", "reporting.summary"),
     ("runs", "looking", "ensembles"),
-    ("crossval", "estimator"),
+    ("crossval", "estimator", "tuning"),
     ("cli",),
     ("__main__",),
 )
@@ -50,6 +50,7 @@ RUN_SIDE = (
     "bundle",
     "predictor",
     "display",
+    "comparison",
     "cli.main",
 )
 HEAVY = ("torch", "torchvision", "timm", "sklearn", "safetensors", "onnx")
@@ -262,6 +263,7 @@ def test_the_public_names() -> None:
         "Predictor",
         "Scores",
         "Settings",
+        "compare",
         "cross_validate",
         "describe_model",
         "ensemble",
@@ -271,6 +273,7 @@ def test_the_public_names() -> None:
         "read_image",
         "register_model",
         "train",
+        "tune",
     ]
     assert dir(linnaeus) == linnaeus.__all__
     assert all(getattr(linnaeus, name) is not None for name in linnaeus.__all__)
@@ -285,6 +288,7 @@ def test_the_commands_and_their_flags() -> None:
         for name, command in commands.commands.items()
     }
     assert surface == {
+        "compare": ["RUNS", "--json"],
         "crossval": [
             "DATA",
             "PAIRS",
@@ -306,6 +310,19 @@ def test_the_commands_and_their_flags() -> None:
         "report": ["RUN"],
         "settings": [],
         "train": ["DATA", "PAIRS", "--model", "--epochs", "--budget", "--seed", "--out", "--resume", "--json"],
+        "tune": [
+            "DATA",
+            "PAIRS",
+            "--model",
+            "--epochs",
+            "--budget",
+            "--seed",
+            "--trials",
+            "--search",
+            "--space",
+            "--out",
+            "--json",
+        ],
     }
     assert [next(iter(option.opts)) for option in commands.params] == ["--version"]
 

@@ -18,6 +18,7 @@ from linnaeus.errors import explain_missing
 
 if TYPE_CHECKING:
     from linnaeus.catalogue import describe_model as describe_model
+    from linnaeus.comparison import compare as compare
     from linnaeus.config import Settings as Settings
     from linnaeus.crossval import cross_validate as cross_validate
     from linnaeus.ensembles.assembly import ensemble as ensemble
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from linnaeus.results import Predictions as Predictions
     from linnaeus.results import Scores as Scores
     from linnaeus.runs import train as train
+    from linnaeus.tuning.tuner import tune as tune
 
 _HOMES = {
     "ImageClassifier": "estimator",
@@ -40,6 +42,7 @@ _HOMES = {
     "Predictor": "predictor",
     "Scores": "results",
     "Settings": "config",
+    "compare": "comparison",
     "cross_validate": "crossval",
     "describe_model": "catalogue",
     "ensemble": "ensembles.assembly",
@@ -49,6 +52,7 @@ _HOMES = {
     "read_image": "images",
     "register_model": "models.adopted",
     "train": "runs",
+    "tune": "tuning.tuner",
 }
 
 __all__ = [
@@ -58,6 +62,7 @@ __all__ = [
     "Predictor",
     "Scores",
     "Settings",
+    "compare",
     "cross_validate",
     "describe_model",
     "ensemble",
@@ -67,6 +72,7 @@ __all__ = [
     "read_image",
     "register_model",
     "train",
+    "tune",
 ]
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from linnaeus.durations import Span, parse_duration
 from linnaeus.errors import SettingError, suggest
+from linnaeus.ranges import Range
 
 AUTO = "auto"
 
@@ -84,7 +85,7 @@ def _setting(default: Any, kind: Kind, text: str, **rules: Any) -> Any:
     """Declare one setting.
 
     Rules: low, high (inclusive), choices, auto (is "auto" allowed), network (whether it belongs to some networks alone,
-    which have a default of their own).
+    which have a default of their own), search (a Range or the choices that `linnaeus tune` tries beside the default).
     """
     rules.setdefault("auto", default == AUTO)
     return field(default=default, metadata={"kind": kind, "help": text, **rules})
@@ -135,25 +136,36 @@ class Settings:
     model: str = _setting(AUTO, TEXT, "name of the network; see `linnaeus models`", auto=True)
     pretrained: Any = _setting(AUTO, SWITCH, "start from published weights where the model has them")
     weights: str = _setting("", TEXT, "file of published weights to start from, .pth or .safetensors")
-    filters: Any = _setting(AUTO, INTEGERS, "filters of each block, one number a block", low=1, high=8192, network=True)
-    kernel_size: Any = _setting(AUTO, INTEGER, "side of a filter", low=1, high=31, network=True)
+    filters: Any = _setting(
+        AUTO, INTEGERS, "filters of each block, one number a block", low=1, high=8192, network=True,
+        search=("16,32", "16,32,32", "32,64", "64,128,128"),
+    )  # fmt: skip
+    kernel_size: Any = _setting(AUTO, INTEGER, "side of a filter", low=1, high=31, network=True, search=(5,))
     activation: Any = _setting(
-        AUTO, TEXT, "what follows each convolution and dense layer", choices=ACTIVATIONS, network=True
-    )
+        AUTO, TEXT, "what follows each convolution and dense layer", choices=ACTIVATIONS, network=True,
+        search=("leaky_relu", "elu", "gelu", "silu"),
+    )  # fmt: skip
     slope: Any = _setting(AUTO, NUMBER, "slope of leaky_relu below zero", low=0.0, high=1.0, network=True)
-    pooling: Any = _setting(AUTO, TEXT, "what a pool keeps of its window", choices=("max", "avg"), network=True)
+    pooling: Any = _setting(
+        AUTO, TEXT, "what a pool keeps of its window", choices=("max", "avg"), network=True, search=("avg",)
+    )
     pool_size: Any = _setting(AUTO, INTEGER, "side of a pool's window", low=1, high=16, network=True)
     padding: Any = _setting(AUTO, SWITCH, "whether a convolution keeps the side of its input", network=True)
-    batch_norm: Any = _setting(AUTO, SWITCH, "whether each convolution is followed by a batch norm", network=True)
+    batch_norm: Any = _setting(
+        AUTO, SWITCH, "whether each convolution is followed by a batch norm", network=True, search=(True,)
+    )
     dense: Any = _setting(
-        AUTO, INTEGERS, "widths of the dense layers before the head", low=1, high=65_536, network=True
-    )
+        AUTO, INTEGERS, "widths of the dense layers before the head", low=1, high=65_536, network=True,
+        search=("32", "128", "256"),
+    )  # fmt: skip
     dropout: Any = _setting(
-        AUTO, NUMBER, "share of values dropped before dense layers", low=0.0, high=0.95, network=True
-    )
+        AUTO, NUMBER, "share of values dropped before dense layers", low=0.0, high=0.95, network=True,
+        search=(0.2, 0.4, 0.6),
+    )  # fmt: skip
     stochastic_depth: Any = _setting(
-        AUTO, NUMBER, "share of images that skip the last residual block in training", low=0.0, high=0.9, network=True
-    )
+        AUTO, NUMBER, "share of images that skip the last residual block in training", low=0.0, high=0.9, network=True,
+        search=(0.1, 0.2),
+    )  # fmt: skip
     finetune: str = _setting(AUTO, TEXT, "what learns from published weights; see docs/concepts.md", choices=METHODS)
     rank: int = _setting(4, INTEGER, "rank of what lora and adapter add to a layer", low=1, high=1024)
     layer_decay: float = _setting(
@@ -163,17 +175,27 @@ class Settings:
     epochs: Any = _setting(AUTO, INTEGER, "how often each training image is seen", low=1, high=100_000)
     steps: int = _setting(0, INTEGER, "most optimizer steps in all; 0 for no limit", low=0, high=10**9)
     budget: Any = _setting(AUTO, DURATION, "time that the whole command may take; 0 for no limit", low=0.0)
-    batch_size: Any = _setting(AUTO, INTEGER, "images per optimizer step, over all processes", low=1, high=2**31)
+    batch_size: Any = _setting(
+        AUTO, INTEGER, "images per optimizer step, over all processes", low=1, high=2**31,
+        search=Range(low=16, high=512, log=True),
+    )  # fmt: skip
     accumulate: Any = _setting(AUTO, INTEGER, "parts in which a batch is computed, to save memory", low=1, high=65_536)
-    optimizer: str = _setting(AUTO, TEXT, "how weights follow the gradient", choices=OPTIMIZERS)
-    lr: Any = _setting(AUTO, NUMBER, "highest learning rate", low=0.0, high=100.0)
+    optimizer: str = _setting(
+        AUTO, TEXT, "how weights follow the gradient", choices=OPTIMIZERS, search=("sgd", "rmsprop", "adam", "adamw")
+    )
+    lr: Any = _setting(
+        AUTO, NUMBER, "highest learning rate", low=0.0, high=100.0,
+        search=Range(low=0.1, high=10, log=True, relative=True),
+    )  # fmt: skip
     momentum: Any = _setting(AUTO, NUMBER, "momentum of sgd, rmsprop, lars and muon", low=0.0, high=0.9999)
     nesterov: bool = _setting(True, SWITCH, "whether momentum looks ahead (Nesterov)")
     weight_decay: Any = _setting(
-        AUTO, NUMBER, "weight decay of the matrices; norms and biases have none", low=0.0, high=10.0
-    )
+        AUTO, NUMBER, "weight decay of the matrices; norms and biases have none", low=0.0, high=10.0,
+        search=Range(low=0.1, high=10, log=True, relative=True),
+    )  # fmt: skip
     l1: float = _setting(0.0, NUMBER, "weight of the sum of the matrices' absolute values in the loss", low=0.0)
-    schedule: str = _setting(AUTO, TEXT, "how the learning rate falls after warm-up", choices=SCHEDULES)
+    schedule: str = _setting(AUTO, TEXT, "how the learning rate falls after warm-up", choices=SCHEDULES,
+                              search=("cosine", "linear", "onecycle"))  # fmt: skip
     lr_drop: float = _setting(
         0.1, NUMBER, "factor of the learning rate at a drop of step, exponential or plateau", low=1e-6, high=1.0
     )
@@ -186,8 +208,9 @@ class Settings:
         AUTO, NUMBER, "how far the share of each class is taken out of the answers; 1 for balanced", low=0.0, high=4.0
     )
     label_smoothing: Any = _setting(
-        AUTO, NUMBER, "share of the target that is spread over all classes", low=0.0, high=0.9
-    )
+        AUTO, NUMBER, "share of the target that is spread over all classes", low=0.0, high=0.9,
+        search=Range(low=0.0, high=0.2),
+    )  # fmt: skip
     ema: Any = _setting(
         AUTO, NUMBER, "decay per step of the averaged weights that are judged; 0 judges the last", low=0.0, high=0.99999
     )
@@ -206,7 +229,7 @@ class Settings:
     seed: int = _setting(0, INTEGER, "start of all chance; the same seed gives the same run", low=0, high=2**31 - 1)
     checkpoint_every: float = _setting(60.0, DURATION, "time between checkpoints within an epoch", low=0.0)
     # -- augmentation (training images only)
-    flip: Any = _setting(AUTO, SWITCH, "mirror half of the images left to right")
+    flip: Any = _setting(AUTO, SWITCH, "mirror half of the images left to right", search=(True, False))
     grow: Any = _setting(
         AUTO,
         NUMBER,
@@ -234,13 +257,18 @@ class Settings:
     cutmix: float = _setting(
         0.0, NUMBER, "alpha of CutMix, which pastes a box of another image; 0 for none", low=0.0, high=16.0
     )
-    shift: Any = _setting(AUTO, NUMBER, "largest shift, as a share of the side", low=0.0, high=0.5)
-    rotate: Any = _setting(AUTO, NUMBER, "largest rotation, in degrees", low=0.0, high=180.0)
+    shift: Any = _setting(AUTO, NUMBER, "largest shift, as a share of the side", low=0.0, high=0.5,
+                          search=Range(low=0.0, high=0.15))  # fmt: skip
+    rotate: Any = _setting(AUTO, NUMBER, "largest rotation, in degrees", low=0.0, high=180.0,
+                           search=Range(low=0.0, high=15.0))  # fmt: skip
     crop: Any = _setting(
-        AUTO, NUMBER, "smallest share of the area that a random crop keeps; 1 for no crop", low=0.05, high=1.0
-    )
-    colour: Any = _setting(AUTO, NUMBER, "strength of random brightness, contrast and saturation", low=0.0, high=1.0)
-    erase: Any = _setting(AUTO, NUMBER, "side of a square that is erased, as a share of the side", low=0.0, high=0.9)
+        AUTO, NUMBER, "smallest share of the area that a random crop keeps; 1 for no crop", low=0.05, high=1.0,
+        search=Range(low=0.2, high=1.0),
+    )  # fmt: skip
+    colour: Any = _setting(AUTO, NUMBER, "strength of random brightness, contrast and saturation", low=0.0, high=1.0,
+                           search=Range(low=0.0, high=0.4))  # fmt: skip
+    erase: Any = _setting(AUTO, NUMBER, "side of a square that is erased, as a share of the side", low=0.0, high=0.9,
+                          search=Range(low=0.0, high=0.3))  # fmt: skip
 
     def __post_init__(self) -> None:
         for name in RULES:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -17,21 +15,22 @@ from numpy.typing import NDArray
 from scipy.stats import t as student
 from sklearn.model_selection import StratifiedGroupKFold
 
+from linnaeus.answers import FILE, format_answers
 from linnaeus.data.preparation import Dataset
 from linnaeus.data.sources import Source
 from linnaeus.data.splits import group_identical
 from linnaeus.display import Display, Silent
 from linnaeus.ensembles.assembly import Draft, assemble
 from linnaeus.ensembles.members import common_parts, open_members
-from linnaeus.errors import DataError, RunError
+from linnaeus.errors import DataError
 from linnaeus.evaluation.metrics import score
-from linnaeus.judging import judge_images
+from linnaeus.judging import judge_images, list_answers
 from linnaeus.looking import look_at_data
 from linnaeus.predictor import Predictor
 from linnaeus.results import SPLITS, Interval, Scores
-from linnaeus.runfolder import RunFolder
+from linnaeus.runfolder import RunFolder, claim_folder
 from linnaeus.runs import train
-from linnaeus.storage import storage_errors, write_file
+from linnaeus.storage import write_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,23 +95,36 @@ def cross_validate(
     told = display or Silent()
     look = look_at_data(data, display=told, **settings)
     folder = Path(out) if out is not None else Path("runs") / f"{look.dataset.source.name}-crossval"
-    _claim(folder, {"folds": folds, "repeats": repeats, "settings": {k: str(v) for k, v in sorted(settings.items())},
-                    "images": hashlib.sha256(look.dataset.prepared.digests.tobytes()).hexdigest()})  # fmt: skip
-    if look.dataset.prepared.bad:
-        told.say(f"  note: {len(look.dataset.prepared.bad)} unreadable images are left out")
-    results = []
-    for number, held_out in enumerate(_deal(look.dataset, folds, repeats, look.settings.seed), start=1):
-        told.say(f"\nFold {number} of {folds * repeats}")
-        place = folder / f"fold-{number}"
-        run = _train_fold(look.dataset.source, held_out, place, told, settings)
-        results.append(_judge_fold(number, run, look.dataset, held_out))
-        told.say(f"Fold {number}: accuracy {results[-1].scores.accuracy.percent()}")
-    whole = _gather(results, look.dataset)
+    plan = {"folds": folds, "repeats": repeats, "settings": {k: str(v) for k, v in sorted(settings.items())},
+            "images": hashlib.sha256(look.dataset.prepared.digests.tobytes()).hexdigest()}  # fmt: skip
+    with claim_folder(folder, plan, what="cross-validation"):
+        if look.dataset.prepared.bad:
+            told.say(f"  note: {len(look.dataset.prepared.bad)} unreadable images are left out")
+        results = []
+        for number, held_out in enumerate(_deal(look.dataset, folds, repeats, look.settings.seed), start=1):
+            told.say(f"\nFold {number} of {folds * repeats}")
+            place = folder / f"fold-{number}"
+            run = _train_fold(look.dataset.source, held_out, place, told, settings)
+            results.append(_judge_fold(number, run, look.dataset, held_out))
+            told.say(f"Fold {number}: accuracy {results[-1].scores.accuracy.percent()}")
+        return _finish(folder, results, folds, look.dataset, display=told)
+
+
+def _finish(
+    folder: Path, results: Sequence[Fold], folds: int, dataset: Dataset, *, display: Display
+) -> CrossValidation:
+    """Gather what came of all folds, and write it."""
     accuracy, spread = corrected_interval([fold.scores.accuracy.value for fold in results], folds)
+    whole = _gather(results, dataset)
     found = CrossValidation(folder=str(folder), folds=results, accuracy=accuracy, spread=spread, whole=whole)
     write_file(folder / "crossval.json", json.dumps(found.to_dict(), indent=1, allow_nan=False) + "\n")
-    write_file(folder / "predictions.csv", _table(results, look.dataset))
-    _combine(found, look.dataset.source, told)
+    answers = [
+        answer
+        for fold in results
+        for answer in list_answers(dataset, fold.indices, fold.probabilities, part=str(fold.number))
+    ]
+    write_file(folder / FILE, format_answers(answers, dataset.source.classes, part="fold"))
+    _combine(found, dataset.source, display)
     return found
 
 
@@ -130,22 +142,6 @@ def _combine(found: CrossValidation, source: Source, display: Display) -> None:
     draft = Draft(members=members, dataset=dataset, folder=folder / "bundle", facts=facts, parts=())
     assemble(draft, np.full(len(members), 1 / len(members)), display)
     display.say(f"Bundle: {draft.folder}, the mean of {len(members)} classifiers and as many times as slow as one")
-
-
-def _claim(folder: Path, plan: dict[str, Any]) -> None:
-    """Make the folder, or check that what was begun there is the same. Raises RunError."""
-    file = folder / "plan.json"
-    with storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        known = json.loads(file.read_text()) if file.is_file() else None
-        used = known is None and any(folder.iterdir())
-    if used or known not in (None, plan):
-        got = f"{str(folder)!r}, which is in use"
-        if known is not None:
-            got = f"{str(folder)!r}, with other {', '.join(name for name in plan if known.get(name) != plan[name])}"
-        expected = "an empty folder, or the same cross-validation to go on with"
-        raise RunError(expected, got=got, fix="Choose another folder with --out.")
-    write_file(file, json.dumps(plan, indent=1) + "\n")
 
 
 def _deal(dataset: Dataset, folds: int, repeats: int, seed: int) -> Iterator[NDArray[np.int64]]:
@@ -202,16 +198,3 @@ def corrected_interval(values: Sequence[float], folds: int) -> tuple[Interval, f
     spread = float(np.std(values, ddof=1)) if n > 1 else math.nan
     half = float(student.ppf(0.975, n - 1)) * spread * math.sqrt(1 / n + 1 / (folds - 1))
     return Interval(value=mean, low=max(0.0, mean - half), high=min(1.0, mean + half)), spread
-
-
-def _table(folds: Sequence[Fold], dataset: Dataset) -> str:
-    """Return one CSV line for each image and repeat: where it lies, its label, the fold, and the answer."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    classes = dataset.source.classes
-    writer.writerow(("image", "label", "fold", "predicted", *classes))
-    for fold in folds:
-        for i, row in zip(fold.indices.tolist(), fold.probabilities):
-            label, predicted = classes[dataset.source.labels[i]], classes[int(row.argmax())]
-            writer.writerow((dataset.source.where(i), label, fold.number, predicted, *(f"{p:.6f}" for p in row)))
-    return stream.getvalue()

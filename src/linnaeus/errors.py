@@ -21,7 +21,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-_TRAIN_PACKAGES = frozenset({"torch", "torchvision", "timm", "sklearn", "safetensors"})
+_EXTRAS = {"optuna": "tune"} | dict.fromkeys(("torch", "torchvision", "timm", "sklearn", "safetensors"), "train")
 
 
 class LinnaeusError(Exception):
@@ -100,7 +100,7 @@ class MissingExtraError(LinnaeusError):
 def explain_missing(error: ModuleNotFoundError) -> Exception:
     """Return the error to raise for a module that is not there: ours if an extra of linnaeus brings it, else itself."""
     name = error.name or ""
-    return MissingExtraError(name, extra="train") if name in _TRAIN_PACKAGES else error
+    return MissingExtraError(name, extra=_EXTRAS[name]) if name in _EXTRAS else error
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

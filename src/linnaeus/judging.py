@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from linnaeus.answers import Answer
 from linnaeus.bundle import Bundle
 from linnaeus.config import Settings
 from linnaeus.data.preparation import Dataset, build_dataset
@@ -53,6 +54,22 @@ def judge_images(
     probabilities, labels = np.concatenate(blocks), dataset.source.labels[indices]
     scores = score(probabilities, labels, predictor.classes)
     return Judgement(part=part, scores=scores, indices=indices, labels=labels, probabilities=probabilities)
+
+
+def list_answers(
+    dataset: Dataset, indices: NDArray[np.int64], probabilities: NDArray[np.float32], *, part: str
+) -> list[Answer]:
+    """Return the answers float32 (n, K) for some images of a data set one by one."""
+    source, answers = dataset.source, []
+    for i, row in zip(indices.tolist(), probabilities):
+        label, predicted = source.classes[source.labels[i]], source.classes[int(row.argmax())]
+        answers.append(
+            Answer(
+                image=source.where(i), digest=source.digest(i), label=label, part=part, predicted=predicted,
+                probabilities=tuple(row.tolist()),
+            )
+        )  # fmt: skip
+    return answers
 
 
 def evaluate(

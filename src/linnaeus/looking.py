@@ -17,7 +17,9 @@ from linnaeus.data.survey import Survey
 from linnaeus.display import Display, Silent
 from linnaeus.ground import lay_ground, read_images
 from linnaeus.learning.learner import augmentation
+from linnaeus.models.registry import Entry
 from linnaeus.recipes import Chooser, Situation, choose_training
+from linnaeus.runtime import choose_device
 from linnaeus.storage import write_file
 
 _ROWS, _COLUMNS = 8, 9  # images, and ways in which each is changed, after the image itself
@@ -26,10 +28,12 @@ _GAP, _CELL = 4, 96
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """What was found: the data, what its pictures are like, and the settings that a run on them would use."""
+    """What was found: the data, what its pictures are like, and the network and settings that a run would use."""
 
     dataset: Dataset
     survey: Survey
+    entry: Entry
+    situation: Situation
     settings: Settings
 
     def to_dict(self) -> dict[str, Any]:
@@ -58,9 +62,10 @@ def look_at_data(data: Any, *, display: Display | None = None, **settings: Any) 
     chooser = Chooser(settings=Settings.of(settings).replace({"max_bad": 1.0}))
     ground = lay_ground(data, chooser, told)
     dataset = read_images(ground, chooser.settings, told)
-    now = Situation.of(dataset, ground.entry, ground.look, chooser.settings, device="cpu")
+    device = choose_device(chooser.settings.device).type
+    now = Situation.of(dataset, ground.entry, ground.look, chooser.settings, device=device)
     choose_training(chooser, now)
-    return Look(dataset=dataset, survey=ground.look, settings=chooser.settings)
+    return Look(dataset=dataset, survey=ground.look, entry=ground.entry, situation=now, settings=chooser.settings)
 
 
 def write_sheet(look: Look, path: Path) -> None:

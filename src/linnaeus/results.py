@@ -150,7 +150,8 @@ class Choice:
 class RunResult:
     """What `train` returns: where the run lies and how good its classifier is.
 
-    `scores` maps "val" and "test" to Scores; a part without images is absent. `stopped_early` says why, if it did;
+    `scores` maps "val" and "test" to Scores; a part without images is absent. `stopped_early` says why, if it did
+    ("interrupted", "patience", "diverged", or "stopped" by the run's oversight);
     `signal` is the number of the signal that stopped it, or 0.
     """
 

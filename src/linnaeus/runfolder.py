@@ -4,6 +4,7 @@ bundle/          the trained classifier
 config.toml      every setting, resolved
 run.json         what was trained on what, to resume by
 metrics.jsonl    one line per epoch
+predictions.csv  the answer for each image that was judged
 report.html      for people; report.json: the same facts for programs
 checkpoints/     last.safetensors, the whole state of training; snapshot-1.safetensors, ... where they are asked for
 """
@@ -16,7 +17,7 @@ import itertools
 import json
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -122,6 +123,31 @@ def open_run(path: str | Path) -> RunFolder:
     if not is_run:
         raise _not_a_run(folder)
     return _lock(folder)
+
+
+@contextlib.contextmanager
+def claim_folder(path: Path, plan: Mapping[str, Any], *, what: str) -> Iterator[RunFolder]:
+    """Hold the folder of several runs for this process; what was begun there must have had the same plan.
+
+    `what` names what the runs make up. Raises RunError.
+    """
+    file = path / "plan.json"
+    with storage_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+        known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        used = known is None and any(child.name != ".lock" for child in path.iterdir())
+    if used or known not in (None, plan):
+        got = f"{str(path)!r}, which is in use"
+        if known is not None:
+            got = f"{str(path)!r}, with other {', '.join(name for name in plan if known.get(name) != plan[name])}"
+        expected = f"an empty folder, or the same {what} to go on with"
+        raise RunError(expected, got=got, fix="Choose another folder with --out.")
+    folder = _lock(path)
+    try:
+        write_file(file, json.dumps(plan, indent=1) + "\n")
+        yield folder
+    finally:
+        folder.close()
 
 
 def read_report(path: str | Path) -> dict[str, Any]:

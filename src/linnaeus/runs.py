@@ -20,7 +20,7 @@ from linnaeus.display import Display, Silent
 from linnaeus.errors import DataError, RunError, TrainingError
 from linnaeus.ground import Ground, lay_ground, read_images, tell_parts
 from linnaeus.learning.course import learn, take_models
-from linnaeus.learning.learner import Learner
+from linnaeus.learning.learner import Learner, Oversight
 from linnaeus.learning.transfer import check_transfer
 from linnaeus.models.registry import Blueprint, Classifier, Entry, create_model
 from linnaeus.models.weights import load_pretrained
@@ -49,6 +49,7 @@ class Run:
     Attributes:
         started: when the user asked, on the clock of time.perf_counter; a budget counts from then.
         folder: where the run is written; None in all processes but the first.
+        oversight: of whoever started it.
     """
 
     data: Any
@@ -58,6 +59,7 @@ class Run:
     world: World
     started: float
     folder: RunFolder | None = None
+    oversight: Oversight = field(default_factory=Oversight)
     timing: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -82,6 +84,7 @@ def train(
     resume: str | Path | None = None,
     display: Display | None = None,
     started: float | None = None,
+    oversight: Oversight | None = None,
     **settings: Any,
 ) -> RunResult:
     """Train a classifier on labelled images, judge it, and write its run folder.
@@ -91,6 +94,7 @@ def train(
         out: the run's folder, new or empty; by default the next free runs/NAME-1, runs/NAME-2, ...
         resume: the folder of a run to go on with, which keeps its settings and, unless given, its data.
         display: where the run speaks to; silent by default.
+        oversight: which parts may be judged, and whether to stop; by default validation and test, and never.
         settings: any of `Settings`, by name.
 
     Raises:
@@ -100,7 +104,8 @@ def train(
     with join_world() as world, Interrupts() as interrupts:
         told = display if display is not None and world.leads else Silent()
         chooser = Chooser(settings=Settings.of(settings), tell=told.choice)
-        run = Run(data=data, chooser=chooser, display=told, interrupts=interrupts, world=world, started=begun)
+        run = Run(data=data, chooser=chooser, display=told, interrupts=interrupts, world=world, started=begun,
+                  oversight=oversight or Oversight())  # fmt: skip
         try:
             return _resume(run, Path(resume), settings) if resume is not None else _begin(run, out)
         finally:
@@ -244,6 +249,7 @@ def _build_learner(run: Run, start: Start) -> Learner:
     learner = Learner(
         settings=run.settings, dataset=dataset, entry=entry, blueprint=start.blueprint, model=model, device=device,
         world=run.world, display=run.display, interrupts=run.interrupts, started=run.started, folder=None,
+        held_out=run.oversight.parts, stop=run.oversight.stop,
     )  # fmt: skip
     if learner.passes > 1:
         learner.note(f"Each answer of the bundle takes {learner.passes} times as long, by its views and snapshots.")
@@ -284,7 +290,8 @@ def _finish(run: Run, learner: Learner) -> RunResult:
         run.display.say("Stopping: what was learned is judged and written; another signal stops at once.")
     with run.timed("judging"):
         delivery = deliver(_product(learner), run.folder.bundle, display=run.display, at_most=learner.sample_size())
-    stopped = learner.ended if learner.ended in ("interrupted", "patience", "diverged", "memory") else ""
+    early = ("interrupted", "patience", "diverged", "memory", "stopped")
+    stopped = learner.ended if learner.ended in early else ""
     story = _tell_story(run, learner, delivery, stopped)
     write_report(run.folder.path, story, learner.dataset, delivery.judgements)
     if learner.ended != "interrupted":

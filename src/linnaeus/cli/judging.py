@@ -1,4 +1,4 @@
-"""Commands that look and judge: data, evaluate, report."""
+"""Commands that look and judge: data, evaluate, report, compare."""
 
 from __future__ import annotations
 
@@ -82,3 +82,51 @@ def report(run: Path) -> None:
 
     click.echo(tell_report(read_report(run)))
     click.echo(f"\nPage: {run / 'report.html'}")
+
+
+@commands.command()
+@click.argument("runs", nargs=-1, required=True, metavar="RUN RUN...")
+@click.option("--json", "as_json", is_flag=True, help="Print the comparison as one JSON document.")
+def compare(runs: tuple[str, ...], as_json: bool) -> None:
+    """Lay finished RUNs side by side, and tell whether the best is better by more than luck.
+
+    By McNemar's test on the test images that both have judged, corrected by Holm's method for more than two runs.
+    The time for a picture is measured here: the median of up to 30.
+    """
+    from linnaeus.comparison import compare as compare_runs
+
+    found = compare_runs(*runs)
+    print_json(found.to_dict()) if as_json else _tell_comparison(found)
+
+
+def _tell_comparison(found: Any) -> None:
+    head = ("run", "model", "accuracy", "macro F1", "parameters", "trained", "bundle", "a picture", "training")
+    rows = [head, *(_entrant_cells(entrant) for entrant in found.entrants)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    for row in rows:
+        click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths)).rstrip())
+    click.echo(f"\nThe best on its test images: {found.best}. Beside it:")
+    for duel in found.duels:
+        click.echo(f"{duel.run}: {duel.verdict}")
+        for name, n in _most_different(duel.classes):
+            click.echo(f"  {name}: {n['other']:,} of {n['images']:,} right, the best {n['best']:,}")
+
+
+def _entrant_cells(entrant: Any) -> tuple[str, ...]:
+    scores = [_percent_of(entrant.scores, name) for name in ("accuracy", "macro_f1")]
+    counts = ["-" if n is None else f"{n:,}" for n in (entrant.parameters, entrant.trained_parameters)]
+    size, speed = f"{entrant.bundle_bytes / 1e6:.1f} MB", f"{entrant.milliseconds:.1f} ms"
+    return entrant.run, entrant.model, *scores, *counts, size, speed, f"{entrant.training_seconds:.0f} s"
+
+
+def _percent_of(scores: Any, name: str) -> str:
+    if name not in scores:
+        return "-"
+    low, high = scores[f"{name}_interval"]
+    return f"{100 * scores[name]:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def _most_different(classes: Any, most: int = 5) -> list[tuple[str, Any]]:
+    """Return the classes that gained or lost most, the largest change first; those alike in both are left out."""
+    changed = [item for item in classes.items() if item[1]["best"] != item[1]["other"]]
+    return sorted(changed, key=lambda item: -abs(item[1]["best"] - item[1]["other"]) / item[1]["images"])[:most]

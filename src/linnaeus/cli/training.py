@@ -1,4 +1,4 @@
-"""Commands that learn: train, demo, crossval."""
+"""Commands that learn: train, demo, crossval, tune."""
 
 from __future__ import annotations
 
@@ -109,3 +109,53 @@ def crossval(
     click.echo(f"all {found.whole.n:,} images, each by a classifier that had not seen it: "
                f"accuracy {found.whole.accuracy.percent()}, macro F1 {found.whole.macro_f1.percent()}")  # fmt: skip
     click.echo(f"Answers: {Path(found.folder) / 'predictions.csv'}")
+
+
+@commands.command()
+@click.argument("data")
+@click.argument("pairs", nargs=-1, metavar="[KEY=VALUE]...")
+@settings_options
+@click.option("--trials", type=click.IntRange(min=1), help="How many. Default: 20, or as many as --budget allows.")
+@click.option("--search", default="", metavar="NAME[,NAME]", help="Settings to search. Default: all that matter here.")
+@click.option("--space", is_flag=True, help="Only tell what would be searched.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of all trials. Default: runs/NAME-tune.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document.")
+def tune(data: str, pairs: tuple[str, ...], search: str, space: bool, as_json: bool, **flags: Any) -> None:
+    """Try settings on DATA, keep what does best on validation, and judge it once on the test part.
+
+    Takes DATA and settings as `train` does; a setting that is given is not searched. A budget is that of the whole
+    search: each trial takes an equal share of it, or as many epochs as are given. Begun again, it goes on where it
+    stopped.
+    """
+    from linnaeus.display import Terminal
+    from linnaeus.tuning import tuner
+
+    trials, out = flags.pop("trials"), flags.pop("out")
+    settings = read_settings(pairs, flags)
+    names = [name.strip() for name in search.split(",") if name.strip()]
+    if space:
+        _tell_space(tuner.show_space(data, search=names, display=Terminal(), **settings))
+        return
+    found = tuner.tune(data, trials=trials, search=names, out=out, display=Terminal(), **settings)
+    print_json(found.to_dict()) if as_json else _tell_search(found)
+    if found.signal:
+        sys.exit(128 + found.signal)
+
+
+def _tell_space(space: Any) -> None:
+    for dimension in space:
+        click.echo(f"{dimension.name:<18} {dimension}  (begins with {dimension.default})")
+
+
+def _tell_search(found: Any) -> None:
+    if found.signal:
+        click.echo("Interrupted. To go on, type the same again.", err=True)
+    if found.winner is None:
+        return
+    click.echo(f"Trial {found.winner.number} did best on validation.")
+    for part, scores in found.scores.items():
+        accuracy, f1 = scores.accuracy.percent(), scores.macro_f1.percent()
+        click.echo(f"{part}: {scores.n:,} images, accuracy {accuracy}, macro F1 {f1}, with 95 % intervals")
+    click.echo(f"Again:   {found.command}")
+    click.echo(f"Page:    {found.report}")
+    click.echo(f"Bundle:  {found.bundle}")

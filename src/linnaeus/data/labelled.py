@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,6 +69,15 @@ class Source:
         """Return the path of picture i, or "image 17" where it has none."""
         image = self.images[i]
         return image if isinstance(image, str) else f"image {i}"
+
+    def digest(self, i: int) -> str:
+        """Return the hash of picture i's file, or of its pixels where it has none; "" if the file has gone."""
+        image = self.images[i]
+        try:
+            data = Path(image).read_bytes() if isinstance(image, str) else np.ascontiguousarray(image).tobytes()
+        except OSError:
+            return ""
+        return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

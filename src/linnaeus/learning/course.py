@@ -64,7 +64,8 @@ def learn(learner: Learner) -> None:
     _take_up(learner, state)
     learner.ended = "diverged"  # unless the loop comes back
     try:
-        learner.ended = _run_loop(learner, state, plan)
+        stop = learner.world.any(learner.stop(state.history))  # a resumed run may have been to end here
+        learner.ended = "stopped" if stop else _run_loop(learner, state, plan)
     except MemoryLimitError:
         learner.ended = "memory"
         raise
@@ -199,7 +200,7 @@ def _run_loop(learner: Learner, state: State, plan: Plan) -> str:
     mix = Mix(mixup=settings.mixup, cutmix=settings.cutmix, classes=learner.blueprint.classes)
     loader = dataclasses.replace(loader, indices=seen, mix=mix)
     tracker = Tracker(learner.folder.path / "tensorboard") if learner.world.leads and learner.folder else None
-    hooks = _make_hooks(learner, plan, tracker)
+    hooks = _make_hooks(learner, state, plan, tracker)
     try:
         ended = fit(state, task, loader, plan, hooks)
         if ended != "interrupted":
@@ -223,7 +224,7 @@ def _tell_warmup(learner: Learner, state: State, loader: Loader) -> None:
         learner.warn(f"Training ended within its warm-up ({warmup.plain()}): set a shorter warmup, such as 5%.")
 
 
-def _make_hooks(learner: Learner, plan: Plan, tracker: Tracker | None) -> Hooks:
+def _make_hooks(learner: Learner, state: State, plan: Plan, tracker: Tracker | None) -> Hooks:
     most = int(max(FEWEST_JUDGED, JUDGING_SHARE / 2 * learner.settings.budget * learner.speed))
     val = learner.loader(
         "val",
@@ -240,7 +241,7 @@ def _make_hooks(learner: Learner, plan: Plan, tracker: Tracker | None) -> Hooks:
         if tracker is not None and learner.folder is not None:
             learner.folder.append_epoch(result)
             tracker.write(result)
-        return False
+        return learner.stop(state.history)
 
     def on_parts(parts: int) -> None:
         learner.warn(f"Memory did not suffice for a step: its batch is computed in {parts} parts from now on.")

@@ -76,7 +76,7 @@ def _add_features(learner: Learner, extract: Extract, train: Features, val: Feat
     shows it mirrored pictures.
     """
     features, parts = train, ["train"]
-    if len(learner.dataset.indices("test")):
+    if "test" in learner.held_out and len(learner.dataset.indices("test")):
         features, parts = train.join(val), ["train", "val"]
         learner.held_out = ("test",)
         learner.note("The head was chosen on the validation images, then fitted on them as well.")

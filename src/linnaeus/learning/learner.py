@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -34,6 +35,19 @@ _FINISH_SECONDS = 2.5  # to export, prove and write a bundle and a report, judgi
 _LEAST_SHARE, _LEAST_SECONDS = 0.03, 2.0  # of a budget that go into judging even when it has run out
 
 
+@dataclass(frozen=True, kw_only=True)
+class Oversight:
+    """How whoever started a run watches over it.
+
+    Attributes:
+        parts: the parts of the data that may be judged. What is left out was neither learned from nor looked at.
+        stop: told of all epochs of the run so far, after each and when the run is resumed; returns whether to stop.
+    """
+
+    parts: tuple[str, ...] = ("val", "test")
+    stop: Callable[[Sequence[EpochResult]], bool] = lambda epochs: False
+
+
 @dataclass(kw_only=True)
 class Learner:
     """A network with its data and all that training it needs. `learn` fills in the rest.
@@ -41,7 +55,7 @@ class Learner:
     Attributes:
         best: the weights to keep, None if none are known to be good. history: what each epoch did.
         ended: why training ended, as `fit` says, "head" if only the head was fitted, "diverged" or "memory".
-        held_out: the parts that the kept weights did not learn from.
+        held_out: the parts to judge, which the kept weights did not learn from. stop: as in Oversight.
         norms: the batch norms that were folded into the convolutions for the time of training.
         trained: how many weights learned. snapshots: how many ends of cycles the run has kept.
         speed: images a second that the network judges, 0 while that is not known. notes: sentences for the report.
@@ -65,6 +79,7 @@ class Learner:
     ended: str = "done"
     held_out: tuple[str, ...] = ("val", "test")
     snapshots: int = 0
+    stop: Callable[[Sequence[EpochResult]], bool] = lambda epochs: False
     speed: float = 0.0
     notes: list[str] = field(default_factory=list)
 

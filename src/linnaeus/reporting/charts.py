@@ -88,7 +88,14 @@ def _interval_tick(i: int, start: float) -> str:
     return f'<text x="{x + edge:.1f}" y="43" text-anchor="{anchor}">{100 * (start + (1 - start) * i / 5):.0f} %</text>'
 
 
-def line_chart(title: str, series: Mapping[str, Sequence[float | None]], *, best: int | None, top: float | None) -> str:
+def line_chart(
+    title: str,
+    series: Mapping[str, Sequence[float | None]],
+    *,
+    best: int | None,
+    top: float | None,
+    along: str = "epoch",
+) -> str:
     """Return a figure with one line per series over the epochs 1, 2, ...
 
     Args:
@@ -96,6 +103,7 @@ def line_chart(title: str, series: Mapping[str, Sequence[float | None]], *, best
         series: values by name; None or NaN leaves a gap. The first is drawn dashed, the second solid.
         best: position of the epoch to mark, counted from 0.
         top: highest value of the scale, and the scale then need not start at 0; None for the data's maximum.
+        along: what is counted instead of epochs.
     """
     known = [v for values in series.values() for v in values if v is not None and math.isfinite(v)]
     if not known:
@@ -106,9 +114,36 @@ def line_chart(title: str, series: Mapping[str, Sequence[float | None]], *, best
     names = "".join(f'<span class="key k{i}">{text(name)}</span>' for i, name in enumerate(series))
     return (
         f'<figure class="chart"><figcaption><b>{text(title)}</b>{names}</figcaption>'
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{text(title)} by epoch">'
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{text(title)} by {text(along)}">'
         f"{_grid(ticks, n)}{_mark(best, n)}{drawn}</svg></figure>"
     )
+
+
+def curve_chart(title: str, curves: Sequence[tuple[Sequence[tuple[float, float]], str]]) -> str:
+    """Return a figure with many lines over the share of a run that was done, the best one drawn last.
+
+    Args:
+        title: heading, plain text.
+        curves: points (share in [0, 1], value up to 1) of each line, and its kind: "best", "whole" or "pruned".
+    """
+    known = [value for points, _ in curves for _, value in points if math.isfinite(value)]
+    if not known:
+        return ""
+    ticks = _ticks(min(*known, 1.0), 1.0)
+    drawn = "".join(_curve(points, ticks, kind) for points, kind in sorted(curves, key=lambda c: c[1] == "best"))
+    names = "".join(f'<span class="key t-{kind}">{kind}</span>' for kind in ("best", "whole", "pruned"))
+    return (
+        f'<figure class="chart"><figcaption><b>{text(title)}</b>{names}</figcaption>'
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{text(title)} by the share that was done">'
+        f"{_levels(ticks)}{drawn}</svg></figure>"
+    )
+
+
+def _curve(points: Sequence[tuple[float, float]], ticks: Sequence[float], kind: str) -> str:
+    wide = _WIDTH - _LEFT - _RIGHT
+    finite = [(share, value) for share, value in points if math.isfinite(value)]
+    run = [f"{_LEFT + share * wide:.1f},{_y(value, ticks):.1f}" for share, value in finite]
+    return _stroke(run, f"t-{kind}") if run else ""
 
 
 def _ticks(low: float, high: float) -> list[float]:
@@ -130,17 +165,20 @@ def _y(value: float, ticks: Sequence[float]) -> float:
     return _HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM)
 
 
-def _grid(ticks: Sequence[float], n: int) -> str:
-    lines = [
+def _levels(ticks: Sequence[float]) -> str:
+    return "".join(
         f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{_y(t, ticks):.1f}" y2="{_y(t, ticks):.1f}"/>'
         f'<text x="{_LEFT - 7}" y="{_y(t, ticks) + 4:.1f}" text-anchor="end">{t:.4g}</text>'
         for t in ticks
-    ]
+    )
+
+
+def _grid(ticks: Sequence[float], n: int) -> str:
     shown = sorted({round(i * (n - 1) / 5) for i in range(6)})
-    lines += [
+    lines = [
         f'<text x="{_x(i, n):.1f}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle">{i + 1}</text>' for i in shown
     ]
-    return "".join(lines)
+    return _levels(ticks) + "".join(lines)
 
 
 def _mark(best: int | None, n: int) -> str:

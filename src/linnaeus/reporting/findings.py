@@ -14,6 +14,7 @@ IMBALANCE = 5.0
 FEW_IMAGES = 20
 
 _PARTS = {"test": "test", "val": "validation"}
+_ENDS = {"stopped": "it fell behind the other trials of a search."}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,12 +99,13 @@ def find_cautions(report: Mapping[str, Any], verdict: Verdict) -> list[str]:
     if verdict.part:
         cautions += _caution_of_size(verdict)
     if verdict.part == "val":
+        kept = any((((report.get("data") or {}).get("counts") or {}).get("test") or {}).values())
         cautions.append(
-            "There is no test part. This score comes from the validation part, by which the best epoch was chosen: "
-            "expect a little less on new pictures."
+            f"{'The test part was not judged' if kept else 'There is no test part'}. This score comes from the "
+            "validation part, by which the best epoch was chosen: expect a little less on new pictures."
         )
-    if report.get("stopped_early"):
-        cautions.append(f"Training stopped early: {report['stopped_early']}")
+    if ended := report.get("stopped_early"):
+        cautions.append(f"Training stopped early: {_ENDS.get(ended, ended)}")
     return cautions
 
 

@@ -20,7 +20,7 @@ from linnaeus.reporting.findings import (
     interval_of,
     top_confusions,
 )
-from linnaeus.reporting.style import STYLE
+from linnaeus.reporting.style import render_document
 
 MATRIX_LIMIT = 30
 PICTURE_BYTES = 1_500_000
@@ -31,8 +31,6 @@ PROSE_LIMIT = 500
 _NO_PICTURES: Mapping[str, bytes] = MappingProxyType({})
 _PARTS = {"train": "training", "val": "validation", "test": "test"}
 _SIGNATURES = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG\r\n\x1a\n": "image/png"}
-# Nothing may be loaded or run, whatever a class name or a path contains.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 
 
 def render_report(report: Mapping[str, Any], pictures: Mapping[str, bytes] = _NO_PICTURES) -> str:
@@ -43,19 +41,7 @@ def render_report(report: Mapping[str, Any], pictures: Mapping[str, bytes] = _NO
         pictures: JPEG or PNG bytes by the keys that report["examples"] names. Those beyond 1.5 MB in all, missing
             or of another format are shown as an empty frame.
     """
-    sections = [(title, body) for title, body in _sections(report, pictures) if body]
-    links = "".join(f'<a href="#{_anchor(title)}">{title}</a>' for title, _ in sections)
-    body = "".join(f'<section id="{_anchor(title)}"><h2>{title}</h2>{inner}</section>' for title, inner in sections)
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark"><meta name="referrer" content="no-referrer">'
-        f"<title>{_title(report)}</title><style>{STYLE}</style></head><body><main>"
-        f'{_first_screen(report)}<nav aria-label="Sections">{links}</nav>{body}'
-        '<footer class="quiet">Made by linnaeus. This page loads nothing and runs no script.</footer>'
-        "</main></body></html>\n"
-    )
+    return render_document(_title(report), _first_screen(report), list(_sections(report, pictures)))
 
 
 def tell_report(report: Mapping[str, Any]) -> str:
@@ -80,10 +66,6 @@ def _sections(report: Mapping[str, Any], pictures: Mapping[str, bytes]) -> Itera
     yield "Data", _data(report)
     yield "Deployed model", _deployed(report)
     yield "Settings and versions", _settings(report)
-
-
-def _anchor(title: str) -> str:
-    return title.lower().replace(" ", "-")
 
 
 def _part(report: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -1,6 +1,11 @@
-"""The style sheet of the report: system fonts, light and dark, phone to paper."""
+"""The frame of every page and its style sheet: system fonts, light and dark, phone to paper."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+
+# Nothing may be loaded or run, whatever a class name or a path contains.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 
 STYLE = """
 :root{color-scheme:light dark;--paper:#fbfaf7;--card:#fff;--ink:#1f2623;--quiet:#66706b;--rule:#e3e2dc;
@@ -84,6 +89,11 @@ polyline{fill:none;stroke-width:2;stroke-linejoin:round}
 line.best{stroke:var(--quiet);stroke-dasharray:2 3}
 .key::before{content:"";display:inline-block;width:1.4em;margin-right:.4em;vertical-align:middle;border-top:2px dashed}
 .k0::before{border-color:rgb(var(--bad))}.k1::before{border-top:3px solid rgb(var(--good))}
+.t-best{stroke:rgb(var(--good));stroke-width:3}.t-whole{stroke:rgb(var(--good)/.35);stroke-width:1.5}
+.t-pruned{stroke:rgb(var(--bad)/.45);stroke-width:1.5;stroke-dasharray:4 3}
+.t-best::before{border-top:3px solid rgb(var(--good))}.t-whole::before{border-top:2px solid rgb(var(--good)/.35)}
+.t-pruned::before{border-color:rgb(var(--bad)/.45)}.t-best.point{fill:rgb(var(--good))}
+.t-whole.point{fill:rgb(var(--good)/.35)}.t-pruned.point{fill:rgb(var(--bad)/.45)}
 .pictures{display:grid;grid-template-columns:repeat(auto-fill,minmax(7.5rem,1fr));gap:1rem;list-style:none;padding:0;
 margin:.5rem 0}
 .pictures img,.pictures .none{display:block;width:100%;aspect-ratio:1;object-fit:contain;background:var(--wash);
@@ -104,3 +114,27 @@ section{margin-top:2.2rem;padding-top:1.5rem}}
 .pictures{grid-template-columns:repeat(8,1fr)}section{margin-top:1.2rem;
 padding-top:1rem}.problems code{font-size:.75rem}}
 """
+
+
+def render_document(title: str, first_screen: str, sections: Sequence[tuple[str, str]]) -> str:
+    """Return an HTML page that loads nothing: a first screen, then titled sections, the empty ones left out.
+
+    All arguments are HTML, escaped by whoever made them.
+    """
+    there = [(name, body) for name, body in sections if body]
+    links = "".join(f'<a href="#{_anchor(name)}">{name}</a>' for name, _ in there)
+    body = "".join(f'<section id="{_anchor(name)}"><h2>{name}</h2>{inner}</section>' for name, inner in there)
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark"><meta name="referrer" content="no-referrer">'
+        f"<title>{title}</title><style>{STYLE}</style></head><body><main>"
+        f'{first_screen}<nav aria-label="Sections">{links}</nav>{body}'
+        '<footer class="quiet">Made by linnaeus. This page loads nothing and runs no script.</footer>'
+        "</main></body></html>\n"
+    )
+
+
+def _anchor(title: str) -> str:
+    return title.lower().replace(" ", "-")

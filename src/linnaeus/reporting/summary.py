@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from linnaeus.answers import FILE, format_answers
 from linnaeus.data.preparation import Dataset
 from linnaeus.errors import ImageError
-from linnaeus.judging import Judgement
+from linnaeus.judging import Judgement, list_answers
 from linnaeus.reporting.page import render_report
 from linnaeus.results import Choice, EpochResult
 from linnaeus.runfolder import to_json
@@ -44,7 +45,9 @@ class Story:
 
 
 def write_report(folder: Path, story: Story, dataset: Dataset, judgements: Mapping[str, Judgement]) -> None:
-    """Write report.json and report.html into a run's folder."""
+    """Write predictions.csv, report.json and report.html into a run's folder."""
+    answers = [a for j in judgements.values() for a in list_answers(dataset, j.indices, j.probabilities, part=j.part)]
+    write_file(folder / FILE, format_answers(answers, dataset.source.classes))
     shown = judgements.get("test") or judgements.get("val")
     examples, pictures = _examples(shown, dataset) if shown else ({}, {})
     report = _facts(story, dataset, judgements) | {"examples": examples}

@@ -87,8 +87,8 @@ def judging(world: World) -> None:
         shared = judge(
             network, replace(data(count, 7), rank=world.rank, world=2), NORMALIZE, replace(PLAN, world=world)
         )
-        assert math.isclose(alone[0], shared[0], rel_tol=1e-5)
-        assert alone[1] == shared[1]
+        assert math.isclose(alone.loss, shared.loss, rel_tol=1e-5)
+        assert alone.accuracy == shared.accuracy
 
 
 def agreement(world: World) -> None:
@@ -97,6 +97,8 @@ def agreement(world: World) -> None:
     assert not world.any(False)
     assert world.sum([1.0, world.rank]) == [2.0, 1.0]
     assert world.agree(world.rank + 0.1) == 0.1
+    rows = world.join(torch.full((2 * world.rank + 1, 1), float(world.rank)))
+    assert rows.tolist() == [[0.0], [1.0], [1.0], [1.0]]
     world.wait()
 
 

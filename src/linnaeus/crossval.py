@@ -24,6 +24,7 @@ from linnaeus.display import Display, Silent
 from linnaeus.errors import DataError, RunError
 from linnaeus.evaluation.metrics import score
 from linnaeus.judging import judge_images
+from linnaeus.labelling import SINGLE
 from linnaeus.looking import look_at_data
 from linnaeus.predictor import Predictor
 from linnaeus.results import SPLITS, Interval, Scores
@@ -88,11 +89,14 @@ def cross_validate(
             as it is, and what was cut short goes on.
 
     Raises:
-        DataError: a class has fewer images than there are folds.
+        DataError: a class has fewer images than there are folds, or images have several labels each.
         RunError: the folder holds another cross-validation.
     """
     told = display or Silent()
     look = look_at_data(data, display=told, **settings)
+    if look.dataset.source.labelling is not SINGLE:
+        fix = "Use `linnaeus train` with several seeds."
+        raise DataError("one label for each image, to be dealt into folds by", got="several", fix=fix)
     folder = Path(out) if out is not None else Path("runs") / f"{look.dataset.source.name}-crossval"
     _claim(folder, {"folds": folds, "repeats": repeats, "settings": {k: str(v) for k, v in sorted(settings.items())},
                     "images": hashlib.sha256(look.dataset.prepared.digests.tobytes()).hexdigest()})  # fmt: skip

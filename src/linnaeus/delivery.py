@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
 
 from linnaeus.bundle import Architecture, Bundle, write_bundle
 from linnaeus.compression.export import Agreement, compare, to_onnx
@@ -20,11 +21,15 @@ from linnaeus.config import Settings
 from linnaeus.data.preparation import Dataset
 from linnaeus.display import Display
 from linnaeus.errors import TrainingError
-from linnaeus.judging import Judgement, judge_images
+from linnaeus.evaluation.multilabel import USUAL_THRESHOLD, choose_thresholds
+from linnaeus.judging import Judgement, answer_images, judge_answers
+from linnaeus.labelling import SINGLE
 from linnaeus.models.registry import Blueprint, Classifier, Entry, count_parameters
 from linnaeus.predictor import Predictor
 from linnaeus.runtime import list_versions
 from linnaeus.training.tasks import Normalizer
+
+Answers = tuple[NDArray[np.int64], NDArray[np.float32]]
 
 _CHECKED = 64  # images on which the exported network must agree with the trained one
 
@@ -78,7 +83,12 @@ def deliver(product: Product, folder: Path, *, display: Display, at_most: int = 
     predictor = Predictor(bundle, threads=product.settings.threads, network=files["model.onnx"])
     agreement = _check(model, predictor, product.dataset)
     write_bundle(bundle, files)  # whoever stops us while we judge has a bundle, though without scores
-    judgements = _judge(predictor, product, display, at_most)
+    answers = _answer(predictor, product, display, at_most)
+    bundle = replace(bundle, thresholds=_thresholds(bundle, product.dataset, answers))
+    judgements = {
+        part: judge_answers(bundle, product.dataset, indices, probabilities, part=part)
+        for part, (indices, probabilities) in answers.items()
+    }
     facts = {
         "scores": {part: judgement.scores.to_dict() for part, judgement in judgements.items()},
         "agreement": agreement.to_dict(),
@@ -124,11 +134,11 @@ def _timm_config(product: Product) -> dict[str, Any]:
 
 
 def _bundle(product: Product, folder: Path) -> Bundle:
-    blueprint = product.blueprint
+    blueprint, source = product.blueprint, product.dataset.source
     options = {"channels": blueprint.channels, "size": blueprint.size, **blueprint.options}
     facts = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "data": product.dataset.source.name,
+        "data": source.name,
         "base_weights": product.entry.weights if product.pretrained else "",
         "licence": product.entry.licence if product.pretrained else "",
         "versions": list_versions(),
@@ -136,7 +146,9 @@ def _bundle(product: Product, folder: Path) -> Bundle:
     return Bundle(
         folder=folder,
         architecture=Architecture(name=blueprint.name, options=options),
-        classes=product.dataset.source.classes,
+        classes=source.classes,
+        labelling=source.labelling,
+        thresholds=() if source.labelling is SINGLE else (USUAL_THRESHOLD,) * len(source.classes),
         preprocess=product.dataset.preprocess,
         recipe=product.settings.to_dict(),
         facts=facts,
@@ -150,8 +162,8 @@ def _check(model: Classifier, predictor: Predictor, dataset: Dataset) -> Agreeme
     with torch.inference_mode():
         normalize = Normalizer(dataset.preprocess, torch.device("cpu"))
         batch = torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2)
-        ours = torch.softmax(model(normalize(batch)).float(), dim=1).numpy()
-    agreement = compare(ours, predictor.predict_pixels(pixels))
+        logits = model(normalize(batch)).float().numpy()
+    agreement = compare(predictor.bundle.labelling.activate(logits), predictor.predict_pixels(pixels))
     if not agreement.holds:
         raise TrainingError(
             f"ONNX Runtime to agree with PyTorch within {agreement.tolerance}",
@@ -161,10 +173,20 @@ def _check(model: Classifier, predictor: Predictor, dataset: Dataset) -> Agreeme
     return agreement
 
 
-def _judge(predictor: Predictor, product: Product, display: Display, at_most: int) -> dict[str, Judgement]:
-    judgements = {}
+def _answer(predictor: Predictor, product: Product, display: Display, at_most: int) -> dict[str, Answers]:
+    """Return the indices of the images of each part that is held out, and the probabilities for them."""
+    answers = {}
     for part in product.held_out:
         indices = product.dataset.indices(part, at_most=at_most)
         if len(indices):
-            judgements[part] = judge_images(predictor, product.dataset, indices, part=part, display=display)
-    return judgements
+            probabilities = answer_images(predictor, product.dataset, indices, part=part, display=display)
+            answers[part] = indices, probabilities
+    return answers
+
+
+def _thresholds(bundle: Bundle, dataset: Dataset, answers: Mapping[str, Answers]) -> tuple[float, ...]:
+    """Return from which probability on each label is given: what does best on validation. Empty for one label each."""
+    if bundle.labelling is SINGLE or "val" not in answers:
+        return bundle.thresholds
+    indices, probabilities = answers["val"]
+    return choose_thresholds(probabilities, dataset.source.truth[indices])

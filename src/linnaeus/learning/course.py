@@ -80,7 +80,7 @@ def _last_weights(state: State) -> Best | None:
     """Return the weights as they are, or None if they are not finite."""
     weights = copy_weights(state.judged)
     finite = all(bool(torch.isfinite(value).all()) for value in weights.values() if value.is_floating_point())
-    return Best(weights=weights, accuracy=0.0, loss=math.inf) if finite else None
+    return Best(weights=weights, score=0.0, loss=math.inf) if finite else None
 
 
 def take_best(learner: Learner) -> Classifier:

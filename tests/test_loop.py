@@ -19,9 +19,10 @@ from linnaeus.errors import TrainingError
 from linnaeus.images import Preprocess
 from linnaeus.results import EpochResult, Validation
 from linnaeus.training.checkpoint import State, load_state, save_state
-from linnaeus.training.loop import Hooks, Plan, fit, judge, side_at
+from linnaeus.training.loop import Hooks, Plan, fit, side_at
 from linnaeus.training.optim import Rule, Schedule, make_optimizer
 from linnaeus.training.tasks import Normalizer, StepResult, Supervised
+from linnaeus.training.validation import judge
 
 PREPROCESS = Preprocess(height=8, width=8, channels=1, fit="stretch", mean=(0.5,), std=(0.5,))
 NORMALIZE = Normalizer(PREPROCESS, torch.device("cpu"))

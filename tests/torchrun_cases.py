@@ -15,8 +15,9 @@ from linnaeus.data.loaders import Batch
 from linnaeus.errors import MemoryLimitError, TrainingError
 from linnaeus.runtime import World, join_world
 from linnaeus.training.checkpoint import State
-from linnaeus.training.loop import fit, judge
+from linnaeus.training.loop import fit
 from linnaeus.training.tasks import StepResult
+from linnaeus.training.validation import judge
 from test_loop import NORMALIZE, PLAN, TASK, Ground, Net, Poisoned, data, new_state
 from test_memory import Hungry
 

@@ -21,10 +21,11 @@ from linnaeus.results import EpochResult
 from linnaeus.runtime import ran_out
 from linnaeus.training.checkpoint import Best, State, Tally, copy_weights, load_state, save_state
 from linnaeus.training.imbalance import resample
-from linnaeus.training.loop import Hooks, Plan, fit, judge
+from linnaeus.training.loop import Hooks, Plan, fit
 from linnaeus.training.optim import Rule, Schedule, make_optimizer
 from linnaeus.training.tasks import Supervised
 from linnaeus.training.tracking import Tracker
+from linnaeus.training.validation import judge
 
 _JUDGE_PIXELS = 2**18  # of a batch on validation: its activations stay small, whatever the number of images
 _HEAD_FACTOR = 3.0

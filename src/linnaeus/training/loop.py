@@ -18,11 +18,11 @@ from linnaeus.data.loaders import Batch, Loader
 from linnaeus.durations import Moment
 from linnaeus.errors import MemoryLimitError, TrainingError
 from linnaeus.results import EpochResult, Validation
-from linnaeus.runtime import World, autocast, compute_in_halves, free_memory, ran_out, seed_all
+from linnaeus.runtime import World, autocast, free_memory, ran_out, seed_all
 from linnaeus.training.checkpoint import Best, State, Tally, copy_weights
-from linnaeus.training.measures import count_right, rank_labels, sum_losses
+from linnaeus.training.measures import count_right
 from linnaeus.training.optim import Rule, Schedule, add_l1, move_average, set_learning_rate
-from linnaeus.training.tasks import Normalizer, Task
+from linnaeus.training.tasks import Task
 
 _BAD_STEPS_IN_A_ROW = 3
 _HALF_FROM, _FULL_FROM = 0.25, 0.65  # progress at which growing pictures reach the middle and the full side
@@ -380,34 +380,3 @@ def _set_mode(network: nn.Module, plan: Plan) -> None:
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
-
-
-@torch.inference_mode()
-def judge(model: nn.Module, loader: Loader, normalize: Normalizer, plan: Plan) -> Validation:
-    """Return how a network does on a loader's images; loss NaN and accuracy 0 where there are none."""
-    was_training = model.training
-    model.eval()
-    loss = correct = seen = 0.0
-    answers: list[tuple[torch.Tensor, torch.Tensor]] = []  # ranking needs all at once
-    for loaded in loader.batches() if len(loader.indices) else ():
-        batch = loaded.to(plan.device)
-        with autocast(plan.device, plan.precision):
-            logits = compute_in_halves(lambda pixels: model(normalize(pixels)), batch.pixels).float()
-        loss += sum_losses(logits, batch.labels)
-        correct += count_right(logits, batch.labels)
-        seen += len(batch.labels)
-        if batch.labels.ndim == 2:
-            answers.append((logits.cpu(), batch.labels.cpu()))
-    model.train(was_training)
-    loss, correct, seen = plan.world.sum([loss, correct, seen])
-    if not seen:
-        return Validation(loss=math.nan, accuracy=0.0)
-    return Validation(loss=loss / seen, accuracy=correct / seen, mean_ap=_rank_all(answers, plan.world))
-
-
-def _rank_all(answers: list[tuple[torch.Tensor, torch.Tensor]], world: World) -> float:
-    """Return the mean average precision over logits and labels of all processes, NaN where images have one label."""
-    if not answers:
-        return math.nan
-    logits, labels = (world.join(torch.cat(each)) for each in zip(*answers))
-    return rank_labels(logits, labels)

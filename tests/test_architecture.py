@@ -25,7 +25,7 @@ ROOT = SOURCES / "linnaeus"
 # From the bottom to the top. A room imports from lower rows only, so the rooms of one row do not import one another.
 ROWS = (
     ("errors", "durations", "ranges"),
-    ("config", "results", "storage", "decoding"),
+    ("config", "results", "storage", "decoding", "labelling"),
     ("images", "fetching"),
     ("bundle",),
     ("predictor",),
@@ -46,6 +46,7 @@ RUN_SIDE = (
     "results",
     "storage",
     "decoding",
+    "labelling",
     "images",
     "bundle",
     "predictor",

@@ -59,7 +59,7 @@ def test_a_state_comes_back(tmp_path: Path, rule: Rule) -> None:
     train(state, 3)
     state.epoch, state.batch, state.seconds, state.bad_steps = 2, 5, 1 / 3, 1
     state.tally = Tally(loss=0.1 + 0.2, correct=7, seen=9, skipped=1)
-    state.best = Best(weights=copy_weights(state.model), accuracy=1 / 7, loss=1 / 3)
+    state.best = Best(weights=copy_weights(state.model), score=1 / 7, loss=1 / 3)
     state.history = [result(float("nan"))]
     state.optimizer.param_groups[0]["lr"] = 1 / 7
     save_state(state, tmp_path / "state")
@@ -70,7 +70,7 @@ def test_a_state_comes_back(tmp_path: Path, rule: Rule) -> None:
         assert getattr(loaded, name) == getattr(state, name)
     assert str(asdict(loaded.history[0])) == str(asdict(state.history[0]))
     assert loaded.best is not None
-    assert (loaded.best.accuracy, loaded.best.loss) == (1 / 7, 1 / 3)
+    assert (loaded.best.score, loaded.best.loss) == (1 / 7, 1 / 3)
     assert all(torch.equal(loaded.best.weights[k], v) for k, v in state.best.weights.items())
     train(state, 3)
     train(loaded, 3)
@@ -139,7 +139,7 @@ def test_a_damaged_file(tmp_path: Path) -> None:
 
 def test_what_is_better() -> None:
     """The higher accuracy wins; among equals the lower loss; a NaN loss never wins."""
-    best = Best(weights={}, accuracy=0.5, loss=1.0)
+    best = Best(weights={}, score=0.5, loss=1.0)
     assert best.beaten_by(0.6, 2.0)
     assert best.beaten_by(0.5, 0.9)
     assert not best.beaten_by(0.5, 1.0)

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from linnaeus import predictor
 from linnaeus.config import RULES
 from linnaeus.images import Preprocess
+from linnaeus.labelling import softmax
 from linnaeus.models.activations import is_monotone, make_activation
 from linnaeus.models.googlenet import Inception
 from linnaeus.models.registry import Blueprint, Classifier, create_model
@@ -266,7 +266,7 @@ def test_softmax() -> None:
     """p_k = exp(z_k) / sum_j exp(z_j) of each image, for logits of any size."""
     z = np.random.default_rng(0).standard_normal((5, 4))
     for shift in (0.0, 1000.0):
-        found = predictor._softmax((z + shift).astype(np.float32))
+        found = softmax((z + shift).astype(np.float32))
         np.testing.assert_allclose(found, np.exp(z) / np.exp(z).sum(axis=1, keepdims=True), rtol=1e-3)
 
 

@@ -12,8 +12,9 @@ from torch import nn
 
 from linnaeus.config import RULES, Settings
 from linnaeus.data.loaders import Batch
+from linnaeus.data.sources import Source
 from linnaeus.learning.learner import Learner, make_loss
-from linnaeus.training.imbalance import log_prior, normalize_weights, resample, weigh_classes
+from linnaeus.training.imbalance import log_prior, normalize_weights, resample, weigh_classes, weigh_positives
 from linnaeus.training.losses import Loss
 from linnaeus.training.tasks import Supervised
 
@@ -56,6 +57,19 @@ def test_losses(name: str, smoothing: float, weighted: bool) -> None:
     assert float(loss(logits, soft)) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_losses_of_several_labels(smoothing: float) -> None:
+    """Binary cross-entropy with each positive answer weighed, targets smoothed between yes and no."""
+    rng = np.random.default_rng(0)
+    z, y = rng.standard_normal((8, 4)), rng.integers(0, 2, (8, 4))
+    v = weigh_positives(np.array([5, 4, 2, 1]), 8, "balanced")
+    assert v.tolist() == [3 / 5, 1, 3, 7]
+    q, s = (1 - smoothing) * y + smoothing / 2, 1 / (1 + np.exp(-z))
+    expected = -(v * q * np.log(s) + (1 - q) * np.log(1 - s)).mean()
+    loss = Loss(name="bce", smoothing=smoothing, several=True, positive=torch.from_numpy(v).float())
+    assert float(loss(torch.from_numpy(z), torch.from_numpy(y).to(torch.uint8))) == pytest.approx(expected, rel=1e-5)
+
+
 def test_mixed_targets_are_weighed_by_their_shares() -> None:
     """An image that is 0.7 of one class and 0.3 of another has 0.7 of the one's weight and 0.3 of the other's."""
     z, q, w = np.array([[0.5, -1.0, 2.0]]), np.array([[0.7, 0.0, 0.3]]), np.array([0.5, 1.0, 4.0])
@@ -92,7 +106,8 @@ def test_auxiliary_heads() -> None:
 def test_settings_become_the_loss() -> None:
     """A run's loss has the numbers of its settings, and what it needs to know of the training images' classes."""
     labels = np.repeat([0, 1], [30, 10])
-    dataset = SimpleNamespace(source=SimpleNamespace(labels=labels), indices=lambda part: np.arange(40))
+    source = Source(name="two", classes=("a", "b"), labels=labels, images=np.zeros((40, 1, 1), np.uint8))
+    dataset = SimpleNamespace(source=source, indices=lambda part: np.arange(40))
     values = {"label_smoothing": 0.1, "focal_gamma": 1.5, "loss": "focal", "class_weights": "1,2"}
     settings = Settings.of(values | {"logit_adjustment": 0.5})
     learner: Learner = SimpleNamespace(settings=settings, blueprint=SimpleNamespace(classes=2), dataset=dataset)  # type: ignore[assignment]

@@ -18,6 +18,7 @@ from linnaeus.data.loaders import Loader
 from linnaeus.durations import Moment, Span
 from linnaeus.images import Preprocess
 from linnaeus.models.registry import Blueprint, Classifier, create_model
+from linnaeus.results import Validation
 from linnaeus.training.checkpoint import State, load_state, save_state
 from linnaeus.training.loop import Hooks, Plan, fit
 from linnaeus.training.losses import Loss
@@ -272,7 +273,8 @@ def test_what_a_run_does_with_it(accumulate: int) -> None:
     plan = Plan(rule=rule, schedule=Schedule(shape="linear"), epochs=1, clip_norm=0.3, ema=0.15, accumulate=accumulate)
     state = State(model=model, optimizer=make_optimizer(model, rule), average=copy.deepcopy(model))
     preprocess = Preprocess(height=4, width=4, channels=1, fit="stretch", mean=(0.5,), std=(0.5,))
-    hooks = Hooks(judge=lambda network: (1.0, 0.0), save=lambda state: None, on_epoch=lambda result: False)
+    judged = Validation(loss=1.0, accuracy=0.0)
+    hooks = Hooks(judge=lambda network: judged, save=lambda state: None, on_epoch=lambda result: False)
     fit(state, Supervised(normalize=Normalizer(preprocess, torch.device("cpu"))), loader, plan, hooks)
     for t in range(4):
         x, y = (pixels[3 * t : 3 * t + 3].reshape(3, 16) / 255 - 0.5) / 0.5, np.eye(2)[np.arange(3 * t, 3 * t + 3) % 2]

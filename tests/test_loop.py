@@ -17,12 +17,13 @@ from linnaeus.data.loaders import Batch, Loader
 from linnaeus.durations import Moment, Span
 from linnaeus.errors import TrainingError
 from linnaeus.images import Preprocess
-from linnaeus.results import EpochResult
+from linnaeus.results import EpochResult, Validation
 from linnaeus.training.averaging import refresh_norms
 from linnaeus.training.checkpoint import State, copy_weights, load_state, save_state
-from linnaeus.training.loop import Hooks, Plan, fit, judge, side_at
+from linnaeus.training.loop import Hooks, Plan, fit, side_at
 from linnaeus.training.optim import Rule, Schedule, make_optimizer
 from linnaeus.training.tasks import Normalizer, StepResult, Supervised
+from linnaeus.training.validation import judge
 
 PREPROCESS = Preprocess(height=8, width=8, channels=1, fit="stretch", mean=(0.5,), std=(0.5,))
 NORMALIZE = Normalizer(PREPROCESS, torch.device("cpu"))
@@ -60,6 +61,11 @@ def new_state(plan: Plan = PLAN) -> State:
     return State(model=model, optimizer=make_optimizer(model, plan.rule), average=average)
 
 
+def validations(*pairs: tuple[float, float]) -> list[Validation]:
+    """Return results on validation of these losses and accuracies."""
+    return [Validation(loss=loss, accuracy=accuracy) for loss, accuracy in pairs]
+
+
 @dataclass
 class Ground:
     """Surroundings of a loop that write down what it asked of them."""
@@ -69,7 +75,7 @@ class Ground:
     path: Path | None = None
     interrupt_at: int = -1
     steps: int = 0
-    scores: list[tuple[float, float]] | None = None
+    scores: list[Validation] | None = None
     kept: list[dict[str, torch.Tensor]] = field(default_factory=list)
     refreshed: int = 0
 
@@ -131,7 +137,7 @@ def test_it_learns_and_tells() -> None:
     assert ground.saved == 3
     assert (state.epoch, state.batch, state.step) == (3, 0, 12)
     assert state.best is not None
-    assert state.best.accuracy == max(r.val_accuracy for r in ground.epochs)
+    assert state.best.score == max(r.val_accuracy for r in ground.epochs)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -240,7 +246,7 @@ def told(state: State) -> list[tuple[object, ...]]:
 def test_patience() -> None:
     """Training stops after as many epochs without a better result as the plan allows."""
     plan = replace(PLAN, epochs=10, patience=2)
-    state, ground = new_state(), Ground(scores=[(1.0, 0.5), (0.9, 0.5), (1.0, 0.5), (0.9, 0.5), (0.8, 0.9)])
+    state, ground = new_state(), Ground(scores=validations((1.0, 0.5), (0.9, 0.5), (1.0, 0.5), (0.9, 0.5), (0.8, 0.9)))
     assert fit(state, TASK, data(), plan, ground.hooks()) == "patience"
     assert [r.best for r in ground.epochs] == [True, True, False, False]
 
@@ -248,7 +254,7 @@ def test_patience() -> None:
 def test_patience_that_has_run_out_before_a_crash(tmp_path: Path) -> None:
     """A run that was killed after its last epoch was saved does not train another one."""
     plan = replace(PLAN, epochs=10, patience=1)
-    state, ground = new_state(), Ground(path=tmp_path / "state", scores=[(1.0, 0.5), (1.0, 0.5)])
+    state, ground = new_state(), Ground(path=tmp_path / "state", scores=validations((1.0, 0.5), (1.0, 0.5)))
     fit(state, TASK, data(), plan, ground.hooks())
     resumed = new_state()
     load_state(resumed, tmp_path / "state")
@@ -444,7 +450,8 @@ def test_half_precision_stays_near() -> None:
 def test_judging() -> None:
     """Loss and accuracy are the means over all images, whatever the batches, and nothing gives NaN and 0."""
     network = Net().train()
-    values = [judge(network, data(41, n), NORMALIZE, PLAN) for n in (1, 10, 41)]
+    found = [judge(network, data(41, n), NORMALIZE, PLAN) for n in (1, 10, 41)]
+    values = [(each.loss, each.accuracy) for each in found]
     assert network.training
     assert np.ptp(values, axis=0).max() < 1e-6
     pixels = torch.from_numpy(data(41).pixels.take(np.arange(41))).permute(0, 3, 1, 2)
@@ -456,8 +463,9 @@ def test_judging() -> None:
     assert values[0] == pytest.approx((loss, (logits.argmax(axis=1) == right).mean()), abs=1e-5)
     empty = replace(data(), indices=np.arange(0))
     nothing = judge(network, empty, NORMALIZE, PLAN)
-    assert math.isnan(nothing[0])
-    assert nothing[1] == 0
+    assert math.isnan(nothing.loss)
+    assert nothing.accuracy == 0
+    assert math.isnan(found[0].mean_ap)
 
 
 def test_growing_pictures() -> None:

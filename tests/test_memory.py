@@ -128,7 +128,7 @@ from torch import nn
 from linnaeus.training.checkpoint import State
 from linnaeus.training.loop import fit
 from linnaeus.training.optim import make_optimizer
-from test_loop import PLAN, TASK, Ground, data
+from test_loop import PLAN, TASK, Ground, data, validations
 torch.set_num_threads(1)
 def train(accumulate, told):
     torch.manual_seed(0)
@@ -136,7 +136,7 @@ def train(accumulate, told):
                           nn.Linear(512, 3))
     state = State(model=model, optimizer=make_optimizer(model, PLAN.rule))
     plan = replace(PLAN, epochs=1, accumulate=accumulate)
-    hooks = replace(Ground(scores=[(1.0, 0.5)]).hooks(plan), on_parts=told.append)
+    hooks = replace(Ground(scores=validations((1.0, 0.5))).hooks(plan), on_parts=told.append)
     fit(state, TASK, data(2000, 2000), plan, hooks)
     return [p.detach() for p in model.parameters()]
 quiet = train(64, [])

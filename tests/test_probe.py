@@ -54,6 +54,24 @@ def test_it_is_logistic_regression(penalty: float) -> None:
     assert (a.argmax(dim=1) == b.argmax(dim=1)).float().mean() > 0.98
 
 
+def test_several_labels_are_as_many_logistic_regressions() -> None:
+    """Of several labels the head says what scikit-learn's logistic regression of each label alone says."""
+    data, fresh, penalty = blobs(240), blobs(300, seed=1), 0.01
+    targets = torch.stack([data.labels != 0, data.labels == 1], dim=1).to(torch.uint8)
+    weight, bias = fit_logistic(
+        Features(features=data.features, labels=targets), loss=Loss(several=True), classes=2, penalty=penalty
+    )
+    centred = data.features - data.features.mean(dim=0)
+    scale = (centred.std(dim=0) + 1e-3) ** -0.5
+    scale = scale * 30 / (centred * scale).square().sum(dim=1).mean().sqrt()
+    for k in range(2):
+        theirs = LogisticRegression(C=1 / (penalty * 240), tol=1e-8, max_iter=5000)
+        theirs.fit((centred * scale).double().numpy(), targets[:, k].numpy())
+        expected = theirs.predict_proba(((fresh.features - data.features.mean(dim=0)) * scale).double().numpy())[:, 1]
+        found = torch.sigmoid(fresh.features @ weight[k] + bias[k]).numpy()
+        assert np.abs(found - expected).max() < 0.02
+
+
 def test_the_best_penalty_is_chosen_on_validation() -> None:
     """Of heads of several penalties, the one with the lowest validation loss is returned with its true scores."""
     train, val = blobs(24, spread=2.0), blobs(300, seed=1, spread=2.0)
@@ -63,10 +81,10 @@ def test_the_best_penalty_is_chosen_on_validation() -> None:
     for penalty in penalties:
         weight, bias = fit_logistic(train, loss=Loss(), classes=3, penalty=penalty)
         losses.append(float(nn.functional.cross_entropy(val.features @ weight.T + bias, val.labels)))
-    assert head.loss == pytest.approx(min(losses), rel=1e-5)
+    assert head.found.loss == pytest.approx(min(losses), rel=1e-5)
     assert head.penalty == penalties[int(np.argmin(losses))]
     right = (val.features @ head.weight.T + head.bias).argmax(dim=1) == val.labels
-    assert head.accuracy == pytest.approx(float(right.float().mean()))
+    assert head.found.accuracy == pytest.approx(float(right.float().mean()))
 
 
 def test_odd_features() -> None:
@@ -79,7 +97,7 @@ def test_odd_features() -> None:
     few = Features(features=data.features[:3], labels=data.labels[:3])
     assert fit_logistic(few, loss=Loss(), classes=3, penalty=0.01)[0].isfinite().all()
     nothing = Features(features=torch.zeros(0, 6), labels=torch.zeros(0, dtype=torch.int64))
-    assert math.isnan(fit_head(data, nothing, loss=Loss(), classes=3, penalties=(0.1,)).loss)
+    assert math.isnan(fit_head(data, nothing, loss=Loss(), classes=3, penalties=(0.1,)).found.loss)
     joined = data.join(few)
     assert joined.features.shape == (33, 6)
     assert joined.labels[30:].tolist() == few.labels.tolist()

@@ -171,7 +171,7 @@ def test_pairs_of_lists(tmp_path: Path) -> None:
         (np.zeros((2, 784), np.uint8), [0, 1], "Reshape"),
         (np.zeros((2, 4, 4), np.int64), [0, 1], "astype"),
         (np.full((2, 4, 4), 7.0), [0, 1], "from 7 to 7"),
-        (np.zeros((2, 4, 4), np.uint8), np.eye(2), "argmax"),
+        (np.zeros((2, 4, 4), np.uint8), np.eye(2) / 2, "argmax"),
         (np.zeros((2, 4, 4), np.uint8), [0.5, 1], "float64"),
         (np.zeros((2, 4, 4), np.uint8), ["a", None], "image 1"),
         (np.zeros((2, 4, 4), np.uint8), [1.0, float("nan")], "image 1"),
@@ -264,3 +264,20 @@ def test_real_named_sets(name: str, counted: list[int]) -> None:
     assert source.split is not None
     assert np.bincount(source.split)[[0, 2]].tolist() == counted
     assert len(source.classes) == 10
+
+
+def test_several_labels_from_python() -> None:
+    """Lists of names, and arrays of 0 and 1 of shape (N, K), are several labels; anything else is no such thing."""
+    pixels = np.zeros((3, 4, 4), np.uint8)
+    named = open_source((pixels, [["b"], {"b", "a"}, ()]))
+    numbered = open_source((pixels, np.array([[0, 1], [1, 1], [0, 0]])))
+    assert (named.classes, numbered.classes) == (("a", "b"), ("0", "1"))
+    assert named.targets is not None
+    assert numbered.targets is not None
+    assert named.targets.tolist() == numbered.targets.tolist() == [[0, 1], [1, 1], [0, 0]]
+    assert named.counts(np.arange(2)).tolist() == [1, 2]
+    alone = open_source((pixels[:2], np.eye(2)))
+    assert any("exactly one label" in note for note in alone.notes)
+    for wrong in ([["a"], [None], ["b"]], [["a"], [1, 2], ["b"]], [[], [], []], np.full((3, 2), 2)):
+        with pytest.raises(DataError):
+            open_source((pixels, wrong))

@@ -82,6 +82,37 @@ def test_groups_of_several_classes(seed: int, per_group: int) -> None:
     assert np.abs(shares[0] - [0.6, 0.2, 0.2]).max() < 0.08
 
 
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 200), grouped=st.booleans())
+def test_several_labels_a_picture(seed: int, grouped: bool) -> None:
+    """Each label has its share of each part to within a picture, in groups a tenth; so do pictures without any."""
+    rng = np.random.default_rng(seed)
+    targets = (rng.random((400, 4)) < [0.5, 0.25, 0.1, 0.04]).astype(np.uint8)
+    targets[:6, 3] = 1
+    groups = np.arange(400) // 2 if grouped else np.arange(400)
+    parts = split(targets, groups, fractions=(0.2, 0.2), seed=seed)
+    assert count_straddling(parts, groups) == 0
+    shares = np.array([targets[parts == code].sum(axis=0) / targets.sum(axis=0) for code in range(3)])
+    off = np.abs(shares - np.array([[0.6], [0.2], [0.2]])) * targets.sum(axis=0)
+    assert (off <= (2 + 0.12 * targets.sum(axis=0) if grouped else 1.5)).all()
+    assert (shares > 0).all()
+    assert (
+        np.abs(np.bincount(parts[~targets.any(axis=1)]) / (~targets.any(axis=1)).sum() - [0.6, 0.2, 0.2]).max() < 0.06
+    )
+    assert np.array_equal(parts, split(targets, groups, fractions=(0.2, 0.2), seed=seed))
+
+
+def test_a_label_of_too_few_pictures() -> None:
+    """A label that fewer pictures have than there are parts is named; pictures without a label need no part."""
+    targets = np.zeros((30, 2), np.uint8)
+    targets[:28, 0] = 1
+    targets[:2, 1] = 1
+    with pytest.raises(DataError, match="'owl' has 2"):
+        split(targets, None, fractions=(0.2, 0.2), seed=0, classes=("cat", "owl"))
+    targets[2, 1] = 1
+    assert set(split(targets, None, fractions=(0.2, 0.2), seed=0)[:3]) == {0, 1, 2}
+
+
 def test_the_seed_decides() -> None:
     """One seed gives one split, another gives another."""
     labels = np.arange(200) % 4

@@ -102,3 +102,47 @@ def test_metadata_is_a_table_only_without_class_folders(tmp_path: Path) -> None:
     save_folder(tmp_path / "deep", {"a": 1, "b": 1})
     table(tmp_path / "deep" / "metadata.csv", rows)
     assert open_source(tmp_path / "deep").classes == ("a", "b")
+
+
+SETS = (["cat", "dog"], ["dog"], [], ["cat"])
+
+
+def test_several_labels_in_a_table(tmp_path: Path) -> None:
+    """A separator, a column of lists and columns of 0 and 1 give the same sets; a row may have no label."""
+    save_folder(tmp_path, {"p": 4})
+    rows = [{"path": f"p/{i}.png", "label": " ;".join(names), "cat": int("cat" in names), "dog": "dog" in names}
+            for i, names in enumerate(SETS)]  # fmt: skip
+    path = table(tmp_path / "t.csv", rows)
+    parquet.write_table(pa.Table.from_pylist([{**row, "label": names} for row, names in zip(rows, SETS)]),
+                        tmp_path / "t.parquet")  # fmt: skip
+    found = [
+        open_source(path, columns=Columns(separator=";")),
+        open_source(path, columns=Columns(classes=("cat", "dog"))),
+        open_source(tmp_path / "t.parquet"),
+    ]
+    for source in found:
+        assert source.classes == ("cat", "dog")
+        assert source.targets is not None
+        assert source.targets.tolist() == [[1, 1], [0, 1], [0, 0], [1, 0]]
+        assert [source.label_of(i) for i in range(4)] == [tuple(names) for names in SETS]
+        assert source.labels.tolist() == [0, 1, 2, 0]
+        assert any("1 picture has no label" in note for note in source.notes)
+
+
+def test_several_labels_are_never_guessed(tmp_path: Path) -> None:
+    """Without a separator a cell is one label, and a note tells how to read several."""
+    save_folder(tmp_path, {"p": 2})
+    source = open_source(
+        table(tmp_path / "t.csv", [{"path": f"p/{i}.png", "label": "a|b" if i else "c"} for i in (0, 1)])
+    )
+    assert source.targets is None
+    assert source.classes == ("a|b", "c")
+    assert any("label_separator='|'" in note for note in source.notes)
+
+
+def test_columns_of_flags_that_are_wrong(tmp_path: Path) -> None:
+    """Anything but 0 and 1 is named with its row."""
+    save_folder(tmp_path, {"p": 2})
+    path = table(tmp_path / "t.csv", [{"path": f"p/{i}.png", "a": 1, "b": (0, "?")[i]} for i in (0, 1)])
+    with pytest.raises(DataError, match="row 3"):
+        open_source(path, columns=Columns(classes=("a", "b")))

@@ -18,9 +18,10 @@ from linnaeus.learning.transfer import Thaw, begin_transfer
 from linnaeus.models.registry import Classifier
 from linnaeus.runtime import World, join_world
 from linnaeus.training.checkpoint import State
-from linnaeus.training.loop import fit, judge
+from linnaeus.training.loop import fit
 from linnaeus.training.optim import Rule, make_optimizer
 from linnaeus.training.tasks import StepResult
+from linnaeus.training.validation import judge
 from test_loop import NORMALIZE, PLAN, TASK, Ground, Net, Poisoned, data, new_state
 from test_memory import Hungry
 
@@ -91,8 +92,8 @@ def judging(world: World) -> None:
         shared = judge(
             network, replace(data(count, 7), rank=world.rank, world=2), NORMALIZE, replace(PLAN, world=world)
         )
-        assert math.isclose(alone[0], shared[0], rel_tol=1e-5)
-        assert alone[1] == shared[1]
+        assert math.isclose(alone.loss, shared.loss, rel_tol=1e-5)
+        assert alone.accuracy == shared.accuracy
 
 
 def agreement(world: World) -> None:
@@ -101,6 +102,8 @@ def agreement(world: World) -> None:
     assert not world.any(False)
     assert world.sum([1.0, world.rank]) == [2.0, 1.0]
     assert world.agree(world.rank + 0.1) == 0.1
+    rows = world.join(torch.full((2 * world.rank + 1, 1), float(world.rank)))
+    assert rows.tolist() == [[0.0], [1.0], [1.0], [1.0]]
     world.wait()
 
 

@@ -2,9 +2,11 @@
 
 A folder of plain files, no pickle, no class to import named in any of them:
 
-    model.onnx          what runs: float32 (N, C, H, W) in, logits float32 (N, K) out
+    model.onnx          what runs: float32 (N, C, H, W) in, logits float32 (N, K) out; softmax makes them probabilities,
+                        sigmoid where an image may have several labels
     model.safetensors   the same weights, to train further from
-    bundle.json         architecture, classes, preprocessing, recipe, scores, versions, licence of the base weights
+    bundle.json         architecture, classes, preprocessing, recipe, scores, versions, licence of the base weights;
+                        where an image may have several labels, that, and from which probability on each is given
     parts.npy           the digest of each image of the data with its part, so that what was trained on stays known
     config.json         for timm's architectures only, so that timm.create_model("local-dir:...") opens the folder
     MANIFEST.sha256     the hash of every other file; one that differs refuses the bundle
@@ -25,9 +27,11 @@ from numpy.typing import NDArray
 
 from linnaeus.errors import BundleError, SettingError
 from linnaeus.images import Preprocess
+from linnaeus.labelling import LABELLINGS, SINGLE, Labelling
 from linnaeus.storage import find_folder, new_folder
 
-FORMAT = 1
+# A bundle of one label an image is still of format 1; of several, older versions would take softmax for sigmoid.
+FORMAT = 2
 _PARTS_WIDTH = 17  # a digest of 16 bytes, then the part
 MANIFEST = "MANIFEST.sha256"
 _REQUIRED = ("model.onnx", "bundle.json")
@@ -44,7 +48,12 @@ class Architecture:
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle:
-    """A trained classifier on disk. `classes` are in the order of the logits."""
+    """A trained classifier on disk.
+
+    Attributes:
+        classes: K names in the order of the logits.
+        thresholds: for each class the probability from which on it is given; empty where an image has one label.
+    """
 
     folder: Path
     architecture: Architecture
@@ -52,6 +61,8 @@ class Bundle:
     preprocess: Preprocess
     recipe: Mapping[str, Any]
     facts: Mapping[str, Any]
+    labelling: Labelling = SINGLE
+    thresholds: tuple[float, ...] = ()
 
     @property
     def onnx_file(self) -> Path:
@@ -83,10 +94,12 @@ class Bundle:
 
 def write_bundle(bundle: Bundle, files: Mapping[str, bytes]) -> None:
     """Write a bundle's folder whole or not at all; `files` hold model.onnx, model.safetensors and what else belongs."""
+    several = {"labelling": bundle.labelling.name, "thresholds": list(bundle.thresholds)}
     description = {
-        "format": FORMAT,
+        "format": 1 if bundle.labelling is SINGLE else FORMAT,
         "architecture": {"name": bundle.architecture.name, "options": dict(bundle.architecture.options)},
         "classes": list(bundle.classes),
+        **({} if bundle.labelling is SINGLE else several),
         "preprocess": bundle.preprocess.to_dict(),
         "recipe": dict(bundle.recipe),
         "facts": dict(bundle.facts),
@@ -173,10 +186,13 @@ def _parse(folder: Path, description: Mapping[str, Any]) -> Bundle:
     architecture = description["architecture"]
     if not isinstance(description["recipe"], dict) or not isinstance(description["facts"], dict):
         raise TypeError("a recipe or facts without names")
+    classes, labelling = _parse_classes(description["classes"]), LABELLINGS[description.get("labelling", SINGLE.name)]
     return Bundle(
         folder=folder,
         architecture=Architecture(name=architecture["name"], options=architecture["options"]),
-        classes=_parse_classes(description["classes"]),
+        classes=classes,
+        labelling=labelling,
+        thresholds=() if labelling is SINGLE else _parse_thresholds(description["thresholds"], len(classes)),
         preprocess=Preprocess.from_dict(description["preprocess"]),
         recipe=description["recipe"],
         facts=description["facts"],
@@ -189,3 +205,11 @@ def _parse_classes(names: Any) -> tuple[str, ...]:
     if not texts or len(names) < 2 or len(set(names)) != len(names):
         raise ValueError(f"the classes {str(names)[:90]}")
     return tuple(names)
+
+
+def _parse_thresholds(values: Any, classes: int) -> tuple[float, ...]:
+    """Return the thresholds. Raises ValueError unless they are a number in [0, 1] for each class."""
+    numbers = isinstance(values, list) and all(isinstance(value, float | int) and 0 <= value <= 1 for value in values)
+    if not numbers or len(values) != classes:
+        raise ValueError(f"the thresholds {str(values)[:90]}")
+    return tuple(map(float, values))

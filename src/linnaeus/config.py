@@ -127,7 +127,9 @@ class Settings:
         AUTO, INTEGER, "threads that prepare batches ahead; 0 prepares them in the loop", low=0, high=64
     )
     path_column: str = _setting("path", TEXT, "column of a CSV or Parquet table that holds the image's path")
-    label_column: str = _setting("label", TEXT, "column that holds the class name")
+    label_column: str = _setting("label", TEXT, "column that holds the class name, or several of them")
+    label_separator: str = _setting("", TEXT, "what parts several class names in one cell, such as ;")
+    label_columns: str = _setting("", TEXT, "columns of 0 and 1, one for each class, such as cat,dog; no names then")
     split_column: str = _setting("split", TEXT, "column that holds train, val or test, if there is one")
     group_column: str = _setting(
         "group", TEXT, "column whose equal values stay on one side of a split, if there is one"
@@ -200,7 +202,7 @@ class Settings:
         0.1, NUMBER, "factor of the learning rate at a drop of step, exponential or plateau", low=1e-6, high=1.0
     )
     warmup: Any = _setting(AUTO, SPAN, "how long the learning rate rises at the start", low=0.0, high=0.9)
-    loss: str = _setting("cross_entropy", TEXT, "what training makes small", choices=LOSSES)
+    loss: str = _setting(AUTO, TEXT, "what training makes small", choices=LOSSES)
     focal_gamma: float = _setting(2.0, NUMBER, "how much less focal counts what is known well", low=0.0, high=10.0)
     class_weights: Any = _setting("none", WEIGHTS, "how much the images of each class count", low=0.0)
     sampling: str = _setting("none", TEXT, "how often images of small and large classes are seen", choices=SAMPLING)

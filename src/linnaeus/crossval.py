@@ -24,7 +24,8 @@ from linnaeus.ensembles.assembly import Draft, assemble
 from linnaeus.ensembles.members import common_parts, open_members
 from linnaeus.errors import DataError
 from linnaeus.evaluation.metrics import score
-from linnaeus.judging import judge_images, list_answers
+from linnaeus.judging import Judgement, judge_images, list_answers
+from linnaeus.labelling import SINGLE
 from linnaeus.looking import look_at_data
 from linnaeus.predictor import Predictor
 from linnaeus.results import SPLITS, Interval, Scores
@@ -35,12 +36,15 @@ from linnaeus.storage import write_file
 
 @dataclass(frozen=True, kw_only=True)
 class Fold:
-    """One fold: its number in all repeats, the images that judge it, and how it did on them."""
+    """One fold: its number in all repeats, and how it did on the images that it had not seen."""
 
     number: int
-    indices: NDArray[np.int64]
-    probabilities: NDArray[np.float32]
-    scores: Scores
+    judgement: Judgement
+
+    @property
+    def scores(self) -> Scores:
+        """Scores on those images."""
+        return self.judgement.scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,11 +93,14 @@ def cross_validate(
             finished there is taken as it is, and what was cut short goes on.
 
     Raises:
-        DataError: a class has fewer images than there are folds.
+        DataError: a class has fewer images than there are folds, or images have several labels each.
         RunError: the folder holds another cross-validation.
     """
     told = display or Silent()
     look = look_at_data(data, display=told, **settings)
+    if look.dataset.source.labelling is not SINGLE:
+        fix = "Use `linnaeus train` with several seeds."
+        raise DataError("one label for each image, to be dealt into folds by", got="several", fix=fix)
     folder = Path(out) if out is not None else Path("runs") / f"{look.dataset.source.name}-crossval"
     plan = {"folds": folds, "repeats": repeats, "settings": {k: str(v) for k, v in sorted(settings.items())},
             "images": hashlib.sha256(look.dataset.prepared.digests.tobytes()).hexdigest()}  # fmt: skip
@@ -118,11 +125,7 @@ def _finish(
     whole = _gather(results, dataset)
     found = CrossValidation(folder=str(folder), folds=results, accuracy=accuracy, spread=spread, whole=whole)
     write_file(folder / "crossval.json", json.dumps(found.to_dict(), indent=1, allow_nan=False) + "\n")
-    answers = [
-        answer
-        for fold in results
-        for answer in list_answers(dataset, fold.indices, fold.probabilities, part=str(fold.number))
-    ]
+    answers = [answer for fold in results for answer in list_answers(dataset, fold.judgement)]
     write_file(folder / FILE, format_answers(answers, dataset.source.classes, part="fold"))
     _combine(found, dataset.source, display)
     return found
@@ -174,15 +177,15 @@ def _train_fold(
 
 
 def _judge_fold(number: int, run: Path, dataset: Dataset, held_out: NDArray[np.int64]) -> Fold:
-    judged = judge_images(Predictor(run), dataset, held_out, part="test", display=Silent())
-    return Fold(number=number, indices=held_out, probabilities=judged.probabilities, scores=judged.scores)
+    judged = judge_images(Predictor(run), dataset, held_out, part=str(number), display=Silent())
+    return Fold(number=number, judgement=judged)
 
 
 def _gather(folds: Sequence[Fold], dataset: Dataset) -> Scores:
     """Score the mean of the answers that each image got."""
     total = np.zeros((len(dataset.source), len(dataset.source.classes)), np.float64)
     for fold in folds:
-        total[fold.indices] += fold.probabilities
+        total[fold.judgement.indices] += fold.judgement.probabilities
     seen = np.flatnonzero(total.any(axis=1))
     mean = total[seen] / total[seen].sum(axis=1, keepdims=True)
     return score(mean, dataset.source.labels[seen], dataset.source.classes)

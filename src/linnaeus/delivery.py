@@ -23,13 +23,17 @@ from linnaeus.config import Settings
 from linnaeus.data.preparation import Dataset
 from linnaeus.display import Display
 from linnaeus.errors import TrainingError
-from linnaeus.judging import Judgement, judge_images
+from linnaeus.evaluation.multilabel import USUAL_THRESHOLD, choose_thresholds
+from linnaeus.judging import Judgement, answer_images, judge_answers
+from linnaeus.labelling import SINGLE
 from linnaeus.models.registry import Blueprint, Classifier, Entry, count_parameters
 from linnaeus.predictor import Predictor
 from linnaeus.runtime import list_versions
 from linnaeus.training.tasks import Normalizer
 
 ENSEMBLE = "ensemble"  # the architecture of a bundle with several members
+Answers = tuple[NDArray[np.int64], NDArray[np.float32]]  # the indices of some images, and probabilities for them
+
 _CHECKED = 64  # images on which the exported network must agree with the trained one
 
 
@@ -97,7 +101,9 @@ def deliver(product: Product, folder: Path, *, display: Display, at_most: int = 
     agreement = _check(product, predictor)
     write_bundle(bundle, files)  # whoever stops us while we judge has a bundle, though without scores
     dataset, parts = product.dataset, product.held_out
-    judgements = judge_parts(predictor, dataset, parts, display=display, at_most=at_most)
+    answers = answer_parts(predictor, dataset, parts, display=display, at_most=at_most)
+    bundle = replace(bundle, thresholds=_thresholds(bundle, dataset, answers))
+    judgements = judge_parts(bundle, dataset, answers)
     write_bundle(with_results(bundle, agreement, judgements), files)
     described = product.describe(len(files["model.onnx"]))
     return Delivery(agreement=agreement, judgements=judgements, model=described)
@@ -171,11 +177,11 @@ def _timm_config(product: Product) -> dict[str, Any]:
 
 
 def _bundle(product: Product, folder: Path) -> Bundle:
-    blueprint = product.blueprint
+    blueprint, source = product.blueprint, product.dataset.source
     options = {"channels": blueprint.channels, "size": blueprint.size, **blueprint.options}
     facts = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "data": product.dataset.source.name,
+        "data": source.name,
         "base_weights": product.entry.weights if product.pretrained else "",
         "licence": product.entry.licence if product.pretrained else "",
         "versions": list_versions(),
@@ -185,7 +191,9 @@ def _bundle(product: Product, folder: Path) -> Bundle:
     return Bundle(
         folder=folder,
         architecture=one if len(product.models) == 1 else name_ensemble([one] * len(product.models)),
-        classes=product.dataset.source.classes,
+        classes=source.classes,
+        labelling=source.labelling,
+        thresholds=() if source.labelling is SINGLE else (USUAL_THRESHOLD,) * len(source.classes),
         preprocess=product.dataset.preprocess,
         recipe=product.settings.to_dict(),
         facts=facts,
@@ -220,19 +228,36 @@ def spread(indices: NDArray[np.int64]) -> NDArray[np.int64]:
 def _answer(product: Product, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Return PyTorch's probabilities float32 (N, K), the mean over models and views."""
     normalize = Normalizer(product.dataset.preprocess, torch.device("cpu"))
+    activate = product.dataset.source.labelling.activate
     seen = [normalize(torch.from_numpy(view.show(pixels)).permute(0, 3, 1, 2)) for view in product.views]
-    answers = [torch.softmax(model(images).float(), dim=1) for model in product.models for images in seen]
-    mean: NDArray[np.float32] = torch.stack(answers).mean(dim=0).numpy()
+    answers = [activate(model(images).float().numpy()) for model in product.models for images in seen]
+    mean: NDArray[np.float32] = np.mean(answers, axis=0)
     return mean
 
 
-def judge_parts(
+def answer_parts(
     predictor: Predictor, dataset: Dataset, parts: Sequence[str], *, display: Display, at_most: int = 0
-) -> dict[str, Judgement]:
-    """Judge those of some parts of a data set that hold images, at most so many of each, spread evenly."""
+) -> dict[str, Answers]:
+    """Answer for those parts of a data set that hold images, at most so many of each, spread evenly."""
     found = {part: dataset.indices(part, at_most=at_most) for part in parts}
     return {
-        part: judge_images(predictor, dataset, indices, part=part, display=display)
+        part: (indices, answer_images(predictor, dataset, indices, part=part, display=display))
         for part, indices in found.items()
         if len(indices)
     }
+
+
+def judge_parts(bundle: Bundle, dataset: Dataset, answers: Mapping[str, Answers]) -> dict[str, Judgement]:
+    """Score the answers for some parts of a data set."""
+    return {
+        part: judge_answers(bundle, dataset, indices, probabilities, part=part)
+        for part, (indices, probabilities) in answers.items()
+    }
+
+
+def _thresholds(bundle: Bundle, dataset: Dataset, answers: Mapping[str, Answers]) -> tuple[float, ...]:
+    """Return from which probability on each label is given: what does best on validation. Empty for one label each."""
+    if bundle.labelling is SINGLE or "val" not in answers:
+        return bundle.thresholds
+    indices, probabilities = answers["val"]
+    return choose_thresholds(probabilities, dataset.source.truth[indices])

@@ -78,17 +78,21 @@ class Terminal:
 
     def epoch(self, result: EpochResult) -> None:
         """Tell a finished epoch as one row of a table."""
+        several = not math.isnan(result.val_mean_ap)
+        right, chosen_by = ("exact", "val mAP") if several else ("acc", "val acc")
         row = {
             "stage": result.stage,
             "epoch": f"{result.epoch}",
             "train loss": _number(result.train_loss),
-            "train acc": _percent(result.train_accuracy),
+            f"train {right}": _percent(result.train_accuracy),
             "val loss": _number(result.val_loss),
-            "val acc": _percent(result.val_accuracy) + (" *" if result.best else ""),
+            f"val {right}": _percent(result.val_accuracy),
+            **({"val mAP": _percent(result.val_mean_ap)} if several else {}),
             "lr": f"{result.learning_rate:.2g}",
             "images/s": f"{result.images_per_second:,.0f}",
             "seconds": f"{result.seconds:.1f}",
         }
+        row[chosen_by] += " *" if result.best else ""
         if self._header != tuple(row):
             self._header = tuple(row)
             self._console.print("".join(f"{name:>13}" for name in row), style="bold", soft_wrap=True)

@@ -135,5 +135,6 @@ def _number(y: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:
     missing = labels.dtype.kind == "f" and bool(np.isnan(labels).any())
     if labels.ndim != 1 or missing:
         got = "missing labels" if missing else f"shape {labels.shape}"
-        raise DataError("a label for each image", got=got, fix="Pass labels of shape (N,), none of them missing.")
+        fix = "Pass labels of shape (N,), none of them missing; linnaeus.train takes several labels an image."
+        raise DataError("a label for each image", got=got, fix=fix)
     return classes, numbers

@@ -12,6 +12,7 @@ from linnaeus.data.survey import Survey, survey
 from linnaeus.display import Display
 from linnaeus.images import Preprocess
 from linnaeus.judging import columns_of
+from linnaeus.labelling import MULTI
 from linnaeus.models.registry import Blueprint, Entry, find_model
 from linnaeus.models.weights import at_hand
 from linnaeus.recipes import Chooser, choose_model, choose_parts, choose_preprocess
@@ -47,7 +48,8 @@ def lay_ground(data: Any, chooser: Chooser, display: Display) -> Ground:
         find_model(chooser.settings.model)  # a name mistyped should be said before anything is fetched
     with display.progress("fetching") as advance:
         source = open_source(data, columns=columns_of(chooser.settings), progress=advance)
-    display.say(f"Data: {source.name}, {len(source):,} images of {len(source.classes)} classes")
+    several = ", several of them in an image" if source.labelling is MULTI else ""
+    display.say(f"Data: {source.name}, {len(source):,} images of {len(source.classes)} classes{several}")
     for note in source.notes:
         display.say(f"  note: {note}")
     choose_parts(chooser, len(source))

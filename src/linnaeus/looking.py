@@ -43,6 +43,7 @@ class Look:
             "name": source.name,
             "images": len(source),
             "classes": list(source.classes),
+            "labelling": source.labelling.name,
             "counts": self.dataset.counts(),
             "median_side": self.survey.side,
             "longest_side": self.survey.longest,

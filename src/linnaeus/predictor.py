@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from linnaeus.bundle import Bundle, read_bundle
 from linnaeus.decoding import SUFFIXES
 from linnaeus.errors import BundleError, DataError, ImageError
+from linnaeus.labelling import MULTI
 from linnaeus.results import BadImage, Predictions
 
 BATCH = 32
@@ -57,7 +58,7 @@ class Predictor:
             pixels = np.stack([self._load(item) for item in items[start : start + BATCH]])
             blocks.append(self.predict_pixels(pixels))
         probabilities = np.concatenate(blocks) if blocks else np.empty((0, len(self.classes)), np.float32)
-        return Predictions(classes=self.classes, probabilities=probabilities, names=tuple(names))
+        return decide(self.bundle, probabilities, names)
 
     def stream(self, paths: Iterable[str], *, on_bad: Callable[[BadImage], None]) -> Iterator[Predictions]:
         """Classify files batch by batch in constant memory; an unreadable one goes to `on_bad` and is left out."""
@@ -71,14 +72,12 @@ class Predictor:
                 good = [(n, x) for n, x in zip(names, loaded) if not isinstance(x, BadImage)]
                 if good:
                     probabilities = self.predict_pixels(np.stack([x for _, x in good]))
-                    yield Predictions(
-                        classes=self.classes, probabilities=probabilities, names=tuple(n for n, _ in good)
-                    )
+                    yield decide(self.bundle, probabilities, [n for n, _ in good])
 
     def predict_pixels(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return probabilities float32 (N, K) for prepared pixels uint8 (N, height, width, channels)."""
         blocks = [
-            _softmax(self.logits(self.bundle.preprocess.normalize(pixels[start : start + BATCH])))
+            self.bundle.labelling.activate(self.logits(self.bundle.preprocess.normalize(pixels[start : start + BATCH])))
             for start in range(0, len(pixels), BATCH)
         ]
         return np.concatenate(blocks) if blocks else np.empty((0, len(self.classes)), np.float32)
@@ -106,6 +105,12 @@ class Predictor:
 def load(bundle: str | Path, *, threads: int = 0) -> Predictor:
     """Open a bundle or a run folder to predict with. Raises BundleError."""
     return Predictor(bundle, threads=threads)
+
+
+def decide(bundle: Bundle, probabilities: NDArray[np.float32], names: Sequence[str]) -> Predictions:
+    """Return what a bundle says of images, given its probabilities float32 (N, K) for them and their N names."""
+    thresholds = np.array(bundle.thresholds, np.float32) if bundle.labelling is MULTI else None
+    return Predictions(classes=bundle.classes, probabilities=probabilities, names=tuple(names), thresholds=thresholds)
 
 
 def expand_paths(patterns: Sequence[str]) -> list[str]:
@@ -175,12 +180,6 @@ def _other_ends(bundle: Bundle, got: str) -> BundleError:
         got=f"{got} in {bundle.onnx_file}",
         fix="Write the bundle anew with `linnaeus train`.",
     )
-
-
-def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    probabilities: NDArray[np.float32] = shifted / shifted.sum(axis=1, keepdims=True)
-    return probabilities
 
 
 def _is_one(images: Any) -> bool:

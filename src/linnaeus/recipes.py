@@ -15,6 +15,7 @@ from linnaeus.config import AUTO, FEW, Settings
 from linnaeus.data.preparation import Dataset
 from linnaeus.data.survey import Survey
 from linnaeus.images import Preprocess
+from linnaeus.labelling import MULTI, SINGLE, Labelling
 from linnaeus.models.registry import Entry
 from linnaeus.results import Choice
 from linnaeus.training.imbalance import count_seen
@@ -147,15 +148,17 @@ class Situation:
     any_size: bool
     device: str
     imbalance: float
+    labelling: Labelling = SINGLE
 
     @classmethod
     def of(cls, dataset: Dataset, entry: Entry, look: Survey, settings: Settings, *, device: str) -> Situation:
         """Return the situation of a run on these data."""
-        counts = np.bincount(dataset.source.labels[dataset.indices("train")])
+        indices = dataset.indices("train")
+        counts = dataset.source.counts(indices)
         return cls(
             model=entry.name,
             size=dataset.preprocess.height,
-            images=count_seen(counts, settings.sampling),
+            images=count_seen(np.bincount(dataset.source.labels[indices]), settings.sampling),
             small=look.small,
             grey=look.grey,
             pretrained=bool(settings.pretrained),
@@ -163,6 +166,7 @@ class Situation:
             any_size=entry.any_size,
             device=device,
             imbalance=float(counts.max() / max(1, counts[counts > 0].min())),
+            labelling=dataset.source.labelling,
         )
 
 
@@ -171,6 +175,7 @@ Advice = dict[str, tuple[Any, str]]
 
 def choose_training(chooser: Chooser, now: Situation) -> None:
     """Choose how to train: everything that is still open."""
+    chooser.choose("loss", now.labelling.losses[0], now.labelling.about)
     chooser.choose("finetune", "full", _about_finetune(now))
     _choose_length(chooser, now)
     chooser.choose("workers", *_workers(now))
@@ -192,6 +197,8 @@ def _parts(settings: Settings) -> tuple[int, str]:
 
 def _adjustment(settings: Settings, now: Situation) -> tuple[float, str]:
     """Answers for small classes cost answers for large ones: worth it where classes differ much."""
+    if now.labelling is MULTI:
+        return 0.0, "labels do not compete for an image"
     treated = settings.class_weights != "none" or settings.sampling != "none" or settings.loss == "focal"
     if treated:
         return 0.0, "unequal classes are treated otherwise"
@@ -268,6 +275,8 @@ def _optimization(now: Situation, settings: Settings) -> Advice:
         advice["ema"] = 0.0, "swa averages the weights" if settings.swa else "snapshots are the weights themselves"
     if settings.snapshots > 1:
         advice["schedule"] = "cosine", "snapshots are taken where the rate has fallen to nothing"
+    if now.labelling is MULTI:
+        advice["label_smoothing"] = 0.0, "so that a probability can be told from a threshold"
     if settings.loss == "focal":
         advice["label_smoothing"] = 0.0, "focal takes hard labels"
     return advice

@@ -236,7 +236,7 @@ def _build_learner(run: Run, start: Start) -> Learner:
     look = start.ground.look
     now = Situation.of(dataset, entry, look, run.settings, device=device.type)
     choose_training(run.chooser, now)
-    check_sense(run.settings, entry, images=now.images)
+    check_sense(run.settings, entry, images=now.images, labelling=now.labelling)
     for doubt in find_doubts(run.settings, images=now.images):
         run.display.say(f"  note: {doubt}")
     if entry.looks:

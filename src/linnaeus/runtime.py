@@ -63,6 +63,17 @@ class World:
         dist.all_reduce(total)
         return [float(value) for value in total]
 
+    def join(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the rows (n, D) of all processes, which may have different numbers of them, one below the other."""
+        if self.size == 1:
+            return rows
+        counts = [int(n) for n in self.sum([float(len(rows) * (rank == self.rank)) for rank in range(self.size)])]
+        padded = rows.new_zeros(max(counts), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:count] for part, count in zip(parts, counts)])
+
     def wait(self) -> None:
         """Wait until every process has come here."""
         if self.size > 1:

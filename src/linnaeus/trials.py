@@ -10,6 +10,7 @@ import torch
 from linnaeus.config import AUTO, Settings
 from linnaeus.durations import Moment, Span
 from linnaeus.errors import SettingError
+from linnaeus.labelling import MULTI, SINGLE, Labelling
 from linnaeus.models.registry import Blueprint, Classifier, Entry
 from linnaeus.recipes import Chooser
 from linnaeus.runtime import autocast, available_cores, choose_precision, choose_threads
@@ -18,8 +19,12 @@ from linnaeus.training.loop import side_at
 _LARGE = 64  # pixels a side, above which a trial takes two pictures
 
 
-def check_sense(settings: Settings, entry: Entry, *, images: int) -> None:
-    """Refuse settings that contradict each other, the network, or a run on so many images. Raises SettingError."""
+def check_sense(settings: Settings, entry: Entry, *, images: int, labelling: Labelling = SINGLE) -> None:
+    """Refuse settings that contradict each other, the network, the labels or a run on so many images.
+
+    Raises SettingError.
+    """
+    _check_labelling(settings, labelling)
     _check_batches(settings, images)
     _check_warmup(settings, images)
     soft = [name for name in ("label_smoothing", "mixup", "cutmix") if getattr(settings, name)]
@@ -48,6 +53,18 @@ def _check_averages(settings: Settings) -> None:
         if wrong:
             got = ", ".join(f"{name}={getattr(settings, name)}" for name in names)
             raise SettingError(expected, got=got, fix=f"Leave {names[0]} or {names[1]} out.")
+
+
+def _check_labelling(settings: Settings, labelling: Labelling) -> None:
+    if settings.loss not in labelling.losses:
+        expected = f"loss={' or '.join(labelling.losses)}, as {labelling.about}"
+        raise SettingError(expected, got=f"loss={settings.loss}", fix="Leave loss out, or give each image one label.")
+    if labelling is MULTI and (settings.snapshots > 1 or settings.tta != "none"):
+        got = f"snapshots={settings.snapshots}, tta={settings.tta}"
+        raise SettingError(f"snapshots=0 and tta=none, as {labelling.about}", got=got, fix="Leave both out.")
+    if labelling is MULTI and settings.logit_adjustment:
+        got = f"logit_adjustment={settings.logit_adjustment:g}"
+        raise SettingError("labels that exclude each other", got=got, fix="Set class_weights=balanced instead.")
 
 
 def _check_batches(settings: Settings, images: int) -> None:

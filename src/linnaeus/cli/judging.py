@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +66,22 @@ def evaluate(bundle: str, data: str, split: str, as_json: bool) -> None:
         return
     scores = judgement.scores
     click.echo(f"{judgement.part}: {scores.n:,} images")
-    for name, value in (("accuracy", scores.accuracy), ("macro F1", scores.macro_f1), ("loss", scores.loss)):
-        click.echo(f"  {name:<10} {value if name == 'loss' else value.percent()}")
-    width = max(len(name) for name in scores.per_class)
-    click.echo(f"\n  {'class':<{width}}  precision  recall      f1  support")
-    for name, row in scores.per_class.items():
-        click.echo(f"  {name:<{width}}  {row.precision:9.4f}  {row.recall:6.4f}  {row.f1:6.4f}  {row.support:7,}")
+    width = max(10, *map(len, scores.headlines))
+    for name, value in scores.headlines.items():
+        click.echo(f"  {name:<{width}} {value if name == 'loss' else value.percent()}")
+    click.echo("\n" + "\n".join(_tell_classes(scores.per_class)))
+
+
+def _tell_classes(per_class: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line for the titles and one for each class."""
+    width = max(len("class"), *map(len, per_class))
+    more = {"average_precision": "AP", "threshold": "threshold"}
+    several = any(hasattr(row, "threshold") for row in per_class.values())
+    titles = "".join(f"  {title:>9}" for title in more.values()) if several else ""
+    yield f"  {'class':<{width}}  precision  recall      f1  support{titles}"
+    for name, row in per_class.items():
+        values = "".join(f"  {getattr(row, key):9.4f}" for key in more) if several else ""
+        yield (f"  {name:<{width}}  {row.precision:9.4f}  {row.recall:6.4f}  {row.f1:6.4f}  {row.support:7,}{values}")
 
 
 @commands.command()

@@ -34,6 +34,9 @@ def train(
     DATA is a folder with a folder of pictures for each class (split into train, val and test or not), a CSV or
     Parquet table of paths and labels, an .npz file, or a named set: digits, mnist, fashion_mnist, cifar10, cifar100.
 
+    A picture has one label, or any number: label_separator=";" reads several from a cell of a table, and so do columns
+    of lists in Parquet, and label_columns=a,b,c, columns of 0 and 1.
+
     Every setting can be given as KEY=VALUE; `linnaeus settings` lists them.
     """
     if data is not None and "=" in data and not os.path.exists(data):
@@ -71,8 +74,8 @@ def _tell_result(result: Any) -> None:
     folder = shlex.quote(result.folder)
     click.echo(err=True)
     for part, scores in result.scores.items():
-        accuracy, f1 = scores.accuracy.percent(), scores.macro_f1.percent()
-        click.echo(f"{part}: {scores.n:,} images, accuracy {accuracy}, macro F1 {f1}, with 95 % intervals", err=True)
+        found = ", ".join(f"{name} {value.percent()}" for name, value in scores.headlines.items() if "loss" not in name)
+        click.echo(f"{part}: {scores.n:,} images, {found}, with 95 % intervals", err=True)
     if result.stopped_early == "interrupted":
         click.echo(f"Interrupted. To go on: linnaeus train --resume {folder}", err=True)
     click.echo(f"Report:  {result.report}", err=True)

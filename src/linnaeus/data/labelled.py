@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from linnaeus.errors import DataError, ImageError
 from linnaeus.images import read_image
+from linnaeus.labelling import MULTI, SINGLE, Labelling
 from linnaeus.results import SPLITS
 
 # What people call the three parts, and their codes, which are the places of the names in SPLITS.
@@ -36,10 +37,12 @@ class Source:
     Attributes:
         name: what to call the data set.
         classes: K class names; labels are places in it.
-        labels: int64 (N,), 0 to K - 1.
+        labels: int64 (N,), 0 to K - 1. Where a picture may have several labels, the rarest of them, by which it is
+            counted where it can be counted but once, and K for a picture without any.
         images: N paths of files, or N arrays uint8 (H, W) or (H, W, C) of different sizes, or one array
             uint8 (N, H, W) or (N, H, W, C) with C of 1, 3 or 4, which may be a memory map.
         split: int8 (N,) with places in results.SPLITS (0 train, 1 val, 2 test), None when the data are not split.
+        targets: uint8 (N, K), 1 where a picture has a label; None when each has exactly one.
         groups: int64 (N,), pictures that belong together (one patient, one photograph) have one number;
             None when nothing is known of that.
         notes: sentences about what was passed over or looks odd.
@@ -52,9 +55,32 @@ class Source:
     split: NDArray[np.int8] | None = None
     groups: NDArray[np.int64] | None = None
     notes: tuple[str, ...] = ()
+    targets: NDArray[np.uint8] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def labelling(self) -> Labelling:
+        """Whether each picture has one label or any number."""
+        return SINGLE if self.targets is None else MULTI
+
+    @property
+    def truth(self) -> NDArray[Any]:
+        """What is learned and judged by: `targets` where a picture may have several labels, else `labels`."""
+        return self.labels if self.targets is None else self.targets
+
+    def counts(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return how many of some pictures have each label, int64 (K,)."""
+        if self.targets is not None:
+            return np.asarray(self.targets[indices].sum(axis=0, dtype=np.int64))
+        return np.bincount(self.labels[indices], minlength=len(self.classes))
+
+    def label_of(self, i: int) -> str | tuple[str, ...]:
+        """Return the label of picture i, by name, or all that it has where it may have several."""
+        if self.targets is None:
+            return self.classes[int(self.labels[i])]
+        return tuple(self.classes[k] for k in np.flatnonzero(self.targets[i]))
 
     def read(self, i: int, *, at_least: tuple[int, int] | None = None) -> NDArray[np.uint8]:
         """Return picture i as upright RGB, uint8 (H, W, 3), as images.read_image does. Raises ImageError."""
@@ -84,7 +110,8 @@ class Source:
 class Reading:
     """What a reader found, not yet checked.
 
-    `labels` holds N label values, strings or whole numbers; where `classes` names the classes, places in it.
+    `labels` holds N label values, strings or whole numbers; where `classes` names the classes, places in it. Where a
+    picture may have several, it holds N lists of names, or it is an array (N, K) of 0 and 1.
     """
 
     images: Images
@@ -108,20 +135,21 @@ def build_source(name: str, reading: Reading) -> Source:
     if len(reading.labels) != count:
         got = f"{count} pictures and {len(reading.labels)} labels"
         raise DataError("one label for each picture", got=got, fix="Give both in the same order and number.")
-    classes, labels = _number(reading)
-    _check_classes(classes, labels)
-    split = reading.split if reading.split is not None and reading.split.any() else None
-    if split is not None:
-        _check_parts(classes, labels, split)
-    return Source(
+    classes, targets = _number_sets(reading)
+    classes, labels = _number(reading) if targets is None else (classes, rarest_labels(targets))
+    source = Source(
         name=name,
         classes=classes,
         labels=labels,
+        targets=targets,
         images=reading.images,
-        split=split,
+        split=reading.split if reading.split is not None and reading.split.any() else None,
         groups=reading.groups,
-        notes=reading.notes + _odd_classes(classes),
+        notes=reading.notes + _odd_classes(classes) + (() if targets is None else _describe_sets(targets)),
     )
+    _check_classes(classes, source.counts(np.arange(count)))
+    _check_parts(source)
+    return source
 
 
 def natural_key(text: str) -> tuple[tuple[object, ...], str]:
@@ -147,6 +175,52 @@ def split_code(word: str) -> int:
     return code
 
 
+def rarest_labels(targets: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Return for targets uint8 (N, K) the rarest label of each picture, int64 (N,), K for one without any."""
+    counts = targets.sum(axis=0, dtype=np.int64)
+    rarest = np.where(targets, counts, len(targets) + 1).argmin(axis=1)
+    return np.asarray(np.where(targets.any(axis=1), rarest, targets.shape[1]), np.int64)
+
+
+def _number_sets(reading: Reading) -> tuple[tuple[str, ...], NDArray[np.uint8] | None]:
+    """Return the class names and targets uint8 (N, K) of pictures with several labels each, else None for these."""
+    labels = reading.labels
+    if not isinstance(labels, np.ndarray) and all(isinstance(each, list | tuple | set | frozenset) for each in labels):
+        names = sorted({name for each in labels for name in each if isinstance(name, str)}, key=natural_key)
+        if names and all(isinstance(name, str) and name.strip() for each in labels for name in each):
+            has = [set(each) for each in labels]
+            return tuple(names), np.array([[name in each for name in names] for each in has], np.uint8)
+        labels = _as_table(labels)
+    if not isinstance(labels, np.ndarray) or labels.ndim != 2 or labels.shape[1] < 2:
+        return reading.classes, None
+    if labels.dtype.kind not in "buif" or not np.isin(labels, (0, 1)).all():
+        fix = "Pass labels.argmax(axis=1) for the most probable one, or labels > 0.5 for several."
+        raise DataError("0 and 1 in labels of shape (N, K)", got="other values", fix=fix)
+    classes = reading.classes or tuple(map(str, range(labels.shape[1])))
+    if len(classes) != labels.shape[1]:
+        got = f"{len(classes)} names and {labels.shape[1]} columns"
+        raise DataError("a name for each column of the labels", got=got, fix="Give as many names as columns.")
+    return classes, labels.astype(np.uint8)
+
+
+def _as_table(labels: Sequence[Any]) -> NDArray[Any]:
+    try:
+        return np.asarray([list(each) for each in labels])
+    except ValueError as error:  # rows of different lengths
+        fix = "Pass lists of names, or an array of 0 and 1."
+        raise DataError("lists of names, none of them blank, as labels", got="others", fix=fix) from error
+
+
+def _describe_sets(targets: NDArray[np.uint8]) -> tuple[str, ...]:
+    sizes = targets.sum(axis=1, dtype=np.int64)
+    notes = [f"A picture has {sizes.mean():.2f} labels on average, {sizes.max()} at most."]
+    if without := int((sizes == 0).sum()):
+        notes.append(f"{without:,} {'picture has' if without == 1 else 'pictures have'} no label.")
+    if (sizes == 1).all():
+        notes = ["Each picture has exactly one label: given one by one, they would be classes that exclude each other."]
+    return tuple(notes)
+
+
 def _number(reading: Reading) -> tuple[tuple[str, ...], NDArray[np.int64]]:
     """Return the class names in their order and int64 (N,) labels."""
     if reading.classes:
@@ -167,8 +241,8 @@ def _label_values(labels: Sequence[Any] | NDArray[Any]) -> NDArray[Any]:
     array = np.asarray(labels if isinstance(labels, np.ndarray) else list(labels))
     array = array.reshape(len(array)) if array.size == len(array) else array
     if array.ndim != 1:
-        fix = "Pass labels.argmax(axis=1) if they are one-hot."
-        raise DataError("labels of shape (N,)", got=f"shape {array.shape}", fix=fix)
+        fix = "Pass one label for each picture, or 0 and 1 for each picture and class."
+        raise DataError("labels of shape (N,) or (N, K)", got=f"shape {array.shape}", fix=fix)
     if array.dtype.kind == "S":  # as HDF5 keeps texts
         array = np.char.decode(array, "utf-8", "backslashreplace")
     if array.dtype.kind == "f" and np.isfinite(array).all() and (array == np.rint(array)).all():
@@ -202,10 +276,9 @@ def _places(labels: NDArray[Any], classes: tuple[str, ...]) -> NDArray[np.int64]
     return labels.astype(np.int64).reshape(-1)
 
 
-def _check_classes(classes: tuple[str, ...], labels: NDArray[np.int64]) -> None:
+def _check_classes(classes: tuple[str, ...], counts: NDArray[np.int64]) -> None:
     if len(set(classes)) != len(classes):
         raise DataError("a different name for each class", got=some(classes, 20), fix="Rename one of the twins.")
-    counts = np.bincount(labels, minlength=len(classes))
     if (counts == 0).any():
         empty = some(repr(classes[k]) for k in np.flatnonzero(counts == 0))
         raise DataError("pictures in every class", got=f"none in {empty}", fix="Fill the class or remove it.")
@@ -213,11 +286,12 @@ def _check_classes(classes: tuple[str, ...], labels: NDArray[np.int64]) -> None:
         raise DataError("at least two classes", got=f"only {classes[0]!r}", fix="Add pictures of what it is not.")
 
 
-def _check_parts(classes: tuple[str, ...], labels: NDArray[np.int64], split: NDArray[np.int8]) -> None:
+def _check_parts(source: Source) -> None:
     faults = []
-    for code in np.unique(split):
-        if lacking := set(range(len(classes))) - set(labels[split == code].tolist()):
-            faults.append(f"{SPLITS[code]} without {some(repr(classes[k]) for k in sorted(lacking))}")
+    for code in np.unique(source.split) if source.split is not None else ():
+        lacking = np.flatnonzero(source.counts(np.flatnonzero(source.split == code)) == 0)
+        if len(lacking):
+            faults.append(f"{SPLITS[code]} without {some(repr(source.classes[k]) for k in lacking)}")
     if faults:
         fix = "Give each part pictures of every class, or leave the splitting to linnaeus."
         raise DataError("the same classes in every part", got="; ".join(faults), fix=fix)

@@ -27,7 +27,8 @@ class Batch:
     """Some labelled images of one step.
 
     Attributes:
-        pixels: uint8 (n, C, H, W). labels: int64 (n,). samples: int64 (n,), the images' numbers in their source.
+        pixels: uint8 (n, C, H, W). samples: int64 (n,), the images' numbers in their source.
+        labels: int64 (n,), or uint8 (n, K) with 1 where an image has a label, where it may have several.
         share: n over the number of images of this step in all processes.
         targets: float (n, K), soft targets of mixed images; None where the labels say all.
     """
@@ -71,7 +72,7 @@ class Loader:
     """Feeds some images of a source in batches.
 
     Attributes:
-        pixels, labels: of the whole source. indices: int64, the images to feed.
+        pixels, labels: of the whole source, labels as in a batch. indices: int64, the images to feed.
         shuffle: whether the order changes from epoch to epoch; without it, the order is that of `indices`.
         rank, world: this process feeds every world-th image of each batch, so that all processes together feed
             what one alone would.
@@ -79,7 +80,7 @@ class Loader:
     """
 
     pixels: Pixels
-    labels: NDArray[np.int64]
+    labels: NDArray[np.int64] | NDArray[np.uint8]
     indices: NDArray[np.int64]
     batch_size: int
     augment: Augment = field(default_factory=Augment)

@@ -40,7 +40,7 @@ class Mix:
         epoch: int,
         samples: NDArray[np.int64],
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mix images uint8 (N, C, H, W) with others of the same shape, and their labels int64 (N,).
+        """Mix images uint8 (N, C, H, W) with others of the same shape, and their labels, int64 (N,) or uint8 (N, K).
 
         Returns uint8 (N, C, H, W) and soft targets float32 (N, K):
 
@@ -58,9 +58,13 @@ class Mix:
         inside = _boxes(images[0].shape[2:], kept, chance[2], chance[3]) & torch.from_numpy(cuts)[:, None, None]
         shares = torch.from_numpy(np.where(cuts, 1 - inside.float().mean(dim=(1, 2)).numpy(), kept)).float()
         mixed = torch.where(inside[:, None], images[1], self._blend(images, shares, torch.from_numpy(cuts)))
-        first, second = (F.one_hot(each, self.classes).float() for each in labels)
+        first, second = (self._as_rows(each) for each in labels)
         targets = shares[:, None] * first + (1 - shares[:, None]) * second
         return mixed.contiguous(memory_format=torch.channels_last), targets
+
+    def _as_rows(self, labels: torch.Tensor) -> torch.Tensor:
+        """Return float (N, K): 1 where an image has a label."""
+        return (F.one_hot(labels, self.classes) if labels.ndim == 1 else labels).float()
 
     def _blend(
         self, images: tuple[torch.Tensor, torch.Tensor], shares: torch.Tensor, cuts: torch.Tensor

@@ -55,6 +55,8 @@ class Dataset:
         good = self.prepared.good
         content = hashlib.blake2b(self.prepared.digests[good].tobytes(), digest_size=16)
         content.update(self.source.labels[good].astype("<i8").tobytes() + self.split[good].tobytes())
+        if self.source.targets is not None:
+            content.update(self.source.targets[good].tobytes())
         return content.hexdigest()
 
     def parts_table(self) -> NDArray[np.uint8]:
@@ -80,13 +82,8 @@ class Dataset:
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Return how many images each part has of each class, by name."""
-        classes = self.source.classes
-        return {
-            part: dict(
-                zip(classes, np.bincount(self.source.labels[self.indices(part)], minlength=len(classes)).tolist())
-            )
-            for part in SPLITS
-        }
+        source = self.source
+        return {part: dict(zip(source.classes, source.counts(self.indices(part)).tolist())) for part in SPLITS}
 
     def measure(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return mean and standard deviation of each channel over training pixels in [0, 1], from a sample."""
@@ -132,7 +129,7 @@ def build_dataset(
     if divide:
         fractions = (settings.val_fraction, settings.test_fraction)
         parts[good] = split(
-            source.labels[good], groups, fractions=fractions, seed=settings.seed, taken=taken, classes=source.classes
+            source.truth[good], groups, fractions=fractions, seed=settings.seed, taken=taken, classes=source.classes
         )
     elif taken is not None:
         parts[good] = taken

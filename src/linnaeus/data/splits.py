@@ -39,7 +39,7 @@ def group_identical(digests: Sequence[bytes], groups: NDArray[np.int64] | None =
 
 
 def split(
-    labels: NDArray[np.int64],
+    labels: NDArray[np.int64] | NDArray[np.uint8],
     groups: NDArray[np.int64] | None,
     *,
     fractions: tuple[float, float],
@@ -50,7 +50,9 @@ def split(
     """Deal pictures out to train, val and test, class by class and never parting a group.
 
     Args:
-        labels: int64 (N,).
+        labels: int64 (N,), or uint8 (N, K) with 1 where a picture has a label. A picture of several classes is dealt
+            out like a group of such: those of the rarest class first, to the part that lacks most of its classes
+            (iterative stratification, Sechidis et al. 2011).
         groups: int64 (N,), or None where each picture stands alone.
         fractions: of val and test, each in [0, 1), together below 1. 0 makes no such part.
         seed: 0 or more.
@@ -59,8 +61,8 @@ def split(
         classes: names for the messages.
 
     Returns:
-        int8 (N,) with places in results.SPLITS. Where groups are single pictures each class has its fractions
-        to within one picture. Each part has at least one picture of every class.
+        int8 (N,) with places in results.SPLITS. Where groups are single pictures of one class, each class has its
+        fractions to within one picture. Each part has at least one picture of every class.
 
     Raises:
         SettingError: on fractions out of their range.
@@ -144,7 +146,7 @@ class _Table:
 
 
 def _deal(
-    labels: NDArray[np.int64],
+    labels: NDArray[np.int64] | NDArray[np.uint8],
     groups: NDArray[np.int64],
     *,
     shares: tuple[float, float],
@@ -152,14 +154,14 @@ def _deal(
     classes: Sequence[str],
 ) -> NDArray[np.int8]:
     """Return the part of each picture."""
-    distinct, own = np.unique(labels, return_inverse=True)
+    pictures, own, distinct = _memberships(labels)
     names = [classes[k] if k < len(classes) else f"class {k}" for k in distinct.tolist()]
-    members, contents = _contents(own, groups)
+    members, contents = _contents(pictures, own, groups)
     parts = (_TRAIN, *(code for code, share in zip((_VAL, _TEST), shares, strict=True) if share))
     table = _Table(
         want=_wanted(np.bincount(own), shares),
-        have=[[0] * len(names) for _ in SPLITS],
-        left=_groups_of_each(contents, len(names)),
+        have=[[0] * (int(own.max()) + 1) for _ in SPLITS],
+        left=_groups_of_each(contents, int(own.max()) + 1),
         parts=parts,
     )
     _check_enough(table.left, names, len(parts))
@@ -170,13 +172,29 @@ def _deal(
     return codes[members]
 
 
+def _memberships(
+    labels: NDArray[np.int64] | NDArray[np.uint8],
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return pairs of a picture and a class that it has, numbered from 0, and the classes' own numbers.
+
+    Pictures without any label make a class of their own, the last, whose own number is not among these: they are dealt
+    out like any others, but no part needs them.
+    """
+    if labels.ndim == 1:
+        distinct, own = np.unique(labels, return_inverse=True)
+        return np.arange(len(labels)), own, distinct.astype(np.int64)
+    distinct = np.flatnonzero(labels.any(axis=0))
+    pictures, own = np.nonzero(np.column_stack([labels[:, distinct], ~labels.any(axis=1)]))
+    return pictures, own, distinct
+
+
 def _contents(
-    labels: NDArray[np.int64], groups: NDArray[np.int64]
+    pictures: NDArray[np.int64], labels: NDArray[np.int64], groups: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], list[tuple[list[int], list[int]]]]:
     """Return the group of each picture, numbered from 0, and for each group its classes and their counts."""
     names, members = np.unique(groups, return_inverse=True)
     classes = int(labels.max()) + 1
-    codes, counts = np.unique(members * classes + labels, return_counts=True)
+    codes, counts = np.unique(members[pictures] * classes + labels, return_counts=True)
     contents: list[tuple[list[int], list[int]]] = [([], []) for _ in names]
     for code, count in zip(codes.tolist(), counts.tolist(), strict=True):
         contents[code // classes][0].append(code % classes)
@@ -219,7 +237,7 @@ def _order(contents: list[tuple[list[int], list[int]]], left: list[int], seed: i
 
 
 def _check_enough(left: list[int], names: list[str], parts: int) -> None:
-    short = [f"{name!r} has {count}" for name, count in zip(names, left, strict=True) if count < parts]
+    short = [f"{name!r} has {count}" for name, count in zip(names, left) if count < parts]
     if short:
         expected = f"at least {parts} pictures or groups of each class, one for each part"
         fix = "Add pictures of these classes, or make fewer parts."

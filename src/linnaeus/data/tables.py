@@ -16,15 +16,24 @@ from linnaeus.errors import DataError, MissingExtraError, SettingError
 
 _Table = dict[str, list[Any]]
 
+_FLAGS = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
+_MARKS = (";", "|")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """The names of a table's columns; `split` and `group` may be absent from it while they bear these names."""
+    """The names of a table's columns; `split` and `group` may be absent from it while they bear these names.
+
+    `separator` parts the labels of pictures that have several; empty, a cell is one label whatever it holds. `classes`
+    are columns of 0 and 1, one for each class, that stand in place of `label`.
+    """
 
     path: str = "path"
     label: str = "label"
     split: str = "split"
     group: str = "group"
+    separator: str = ""
+    classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for role in ("path", "label", "split", "group"):
@@ -37,19 +46,55 @@ def read_table(path: Path, columns: Columns) -> Reading:
     """Read a .csv, .tsv or .parquet file; relative paths in it start from its own folder.
 
     Raises:
-        DataError: the file or a picture it names is missing, a column is missing, or a cell is empty.
+        DataError: the file or a picture it names is missing, a column is missing, or a cell is empty. Where pictures
+            may have several labels, a cell without any is a picture that has none.
         MissingExtraError: for Parquet without pyarrow.
     """
     table = _read_parquet(path) if path.suffix.lower() in (".parquet", ".pq") else _read_csv(path)
     images = _paths(path, _column(table, columns.path, path))
     split = _optional(table, columns.split, path, usual="split")
     groups = _optional(table, columns.group, path, usual="group")
+    labels, notes = _labels(table, columns, path)
     return Reading(
         images=images,
-        labels=_column(table, columns.label, path),
+        labels=labels,
+        classes=columns.classes,
         split=None if split is None else np.array([split_code(str(word)) for word in split], np.int8),
         groups=None if groups is None else _group_numbers(groups),
-        notes=_repeated(images),
+        notes=_repeated(images) + notes,
+    )
+
+
+def _labels(table: _Table, columns: Columns, path: Path) -> tuple[list[Any] | NDArray[np.uint8], tuple[str, ...]]:
+    """Return one label for each row, a list of them, or 0 and 1 for each class; and notes."""
+    if columns.classes:
+        return np.stack([_flags(_column(table, name, path), name, path) for name in columns.classes], axis=1), ()
+    cells = _column(table, columns.label, path)
+    if any(isinstance(cell, list) for cell in cells):  # of Parquet
+        return [[name if name is None else str(name) for name in cell or ()] for cell in cells], ()
+    if columns.separator:
+        parts = [str("" if cell is None else cell).split(columns.separator) for cell in cells]
+        return [[name.strip() for name in names if name.strip()] for names in parts], ()
+    return cells, _unused_marks(cells)
+
+
+def _flags(cells: list[Any], name: str, path: Path) -> NDArray[np.uint8]:
+    """Return uint8 (N,) for a column that says of each picture whether it is of a class."""
+    values = [_FLAGS.get(str(cell).strip().lower()) for cell in cells]
+    if wrong := [row for row, value in enumerate(values, 2) if value is None]:
+        got = f"others in {len(wrong)} rows: {some(f'row {i}' for i in wrong)}"
+        raise DataError(f"0 or 1 in the column {name!r} of {path}", got=got, fix="Fill or drop these rows.")
+    return np.array(values, np.uint8)
+
+
+def _unused_marks(cells: list[Any]) -> tuple[str, ...]:
+    """Say how labels that look like several would be read as several."""
+    found = {mark: [cell for cell in cells if isinstance(cell, str) and mark in cell] for mark in _MARKS}
+    return tuple(
+        f"{len(having)} labels hold {mark!r}, such as {having[0]!r}, and count as one each; "
+        f"label_separator={mark!r} would read several from each."
+        for mark, having in found.items()
+        if having
     )
 
 

@@ -18,7 +18,16 @@ from linnaeus.compression.merging import Branch, merge_networks
 from linnaeus.compression.views import list_views
 from linnaeus.config import TTA
 from linnaeus.data.preparation import Dataset
-from linnaeus.delivery import deliver, judge_parts, name_ensemble, spread, table_file, weights_file, with_results
+from linnaeus.delivery import (
+    answer_parts,
+    deliver,
+    judge_parts,
+    name_ensemble,
+    spread,
+    table_file,
+    weights_file,
+    with_results,
+)
 from linnaeus.display import Display, Silent
 from linnaeus.ensembles.members import (
     Member,
@@ -219,7 +228,8 @@ def assemble(draft: Draft, weights: NDArray[np.float64], display: Display) -> En
     if lost := count_lost(draft.members, preprocess):
         display.say(f"  warning: {lost:,} images that members learned from are not in the data; they will not be known")
     files = _files(kept) | {"model.onnx": network, "parts.npy": table_file(join_tables(draft.members, dataset))}
-    judgements = judge_parts(predictor, dataset, draft.parts, display=display)
+    answers = answer_parts(predictor, dataset, draft.parts, display=display)
+    judgements = judge_parts(bundle, dataset, answers)
     write_bundle(with_results(bundle, agreement, judgements), files)
     scores = {part: judgement.scores for part, judgement in judgements.items()}
     return _tell(draft, shares, len(kept) * len(views), scores, agreement)

@@ -18,6 +18,7 @@ from linnaeus.display import Display
 from linnaeus.errors import BundleError, SettingError
 from linnaeus.images import Preprocess
 from linnaeus.judging import open_known, read_known
+from linnaeus.labelling import SINGLE
 from linnaeus.predictor import Predictor
 from linnaeus.results import SPLITS
 
@@ -67,6 +68,7 @@ def open_members(paths: Sequence[str | Path], data: Any, display: Display) -> li
     Raises BundleError for other classes, or pictures fitted otherwise.
     """
     bundles = [read_bundle(path) for path in paths]
+    _check_labelling(paths, bundles)
     _check_classes(paths, bundles)
     _check_fit(paths, bundles)
     first = bundles[0]
@@ -92,6 +94,14 @@ def pixels_of(preprocess: Preprocess) -> Preprocess:
     """Return what of a preprocessing the pixels depend on: two that are equal see the same ones."""
     plain = (0.0,) * preprocess.channels
     return replace(preprocess, mean=plain, std=(1.0,) * preprocess.channels)
+
+
+def _check_labelling(paths: Sequence[str | Path], bundles: Sequence[Bundle]) -> None:
+    """Refuse several labels an image: a mean of what adds up to one is all that the merged network can tell."""
+    for path, bundle in zip(paths, bundles):
+        if bundle.labelling is not SINGLE:
+            got = f"{path}, which gives several"
+            raise BundleError("members that give each image one label", got=got, fix="Use that bundle by itself.")
 
 
 def _check_classes(paths: Sequence[str | Path], bundles: Sequence[Bundle]) -> None:

@@ -111,11 +111,16 @@ def _redraw(confusion: NDArray[np.int64], draws: int, seed: int) -> tuple[NDArra
 
 def _loss_interval(probability_of_truth: NDArray[np.floating]) -> Interval:
     losses = -np.log(np.clip(probability_of_truth.astype(np.float64), SMALLEST_PROBABILITY, 1.0))
-    value = float(losses.mean())
-    if len(losses) == 1:  # One image says nothing of the spread: the interval is all that the loss can be.
-        return Interval(value=value, low=0.0, high=-math.log(SMALLEST_PROBABILITY))
-    half = Z95 * float(losses.std(ddof=1)) / math.sqrt(len(losses))
-    return Interval(value=value, low=max(0.0, value - half), high=value + half)
+    return mean_interval(losses, highest=-math.log(SMALLEST_PROBABILITY))
+
+
+def mean_interval(values: NDArray[np.float64], *, highest: float) -> Interval:
+    """Return the mean of values (N,) from 0 to `highest` with its 95 % normal interval."""
+    value = float(values.mean())
+    if len(values) == 1:  # One image says nothing of the spread: the interval is all that the mean can be.
+        return Interval(value=value, low=0.0, high=highest)
+    half = Z95 * float(values.std(ddof=1)) / math.sqrt(len(values))
+    return Interval(value=value, low=max(0.0, value - half), high=min(highest, value + half))
 
 
 def _ratio(numerator: NDArray[np.int64], denominator: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -142,8 +147,7 @@ def _check(probabilities: NDArray[np.floating], labels: NDArray[np.int64], class
 
 
 def _check_shapes(probabilities: NDArray[np.floating], labels: NDArray[np.int64], classes: Sequence[str]) -> None:
-    if len(set(classes)) != len(classes):
-        raise DataError("different class names", got="the same name twice", fix="Rename one of the classes.")
+    check_names(classes)
     if not np.issubdtype(labels.dtype, np.integer) or not np.issubdtype(probabilities.dtype, np.floating):
         raise DataError(
             "floating probabilities and integer labels",
@@ -156,3 +160,9 @@ def _check_shapes(probabilities: NDArray[np.floating], labels: NDArray[np.int64]
             got=f"shapes {probabilities.shape} and {labels.shape}",
             fix="Give one row of probabilities and one label per image.",
         )
+
+
+def check_names(classes: Sequence[str]) -> None:
+    """Raise DataError for a class name that stands twice."""
+    if len(set(classes)) != len(classes):
+        raise DataError("different class names", got="the same name twice", fix="Rename one of the classes.")

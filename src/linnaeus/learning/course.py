@@ -34,10 +34,11 @@ from linnaeus.training.checkpoint import (
     save_weights,
 )
 from linnaeus.training.imbalance import resample
-from linnaeus.training.loop import Hooks, Plan, fit, judge
+from linnaeus.training.loop import Hooks, Plan, fit
 from linnaeus.training.optim import Rule, Schedule, make_optimizer
 from linnaeus.training.tasks import Supervised
 from linnaeus.training.tracking import Tracker
+from linnaeus.training.validation import judge
 
 _JUDGE_PIXELS = 2**18  # of a batch on validation: its activations stay small, whatever the number of images
 _NORM_IMAGES = 2048  # from which the batch statistics of averaged weights are computed
@@ -105,7 +106,7 @@ def _last_weights(state: State) -> Best | None:
     """Return the weights as they are, or None if they are not finite."""
     weights = copy_weights(state.judged)
     finite = all(bool(torch.isfinite(value).all()) for value in weights.values() if value.is_floating_point())
-    return Best(weights=weights, accuracy=0.0, loss=math.inf) if finite else None
+    return Best(weights=weights, score=0.0, loss=math.inf) if finite else None
 
 
 def take_models(learner: Learner) -> tuple[Classifier, ...]:

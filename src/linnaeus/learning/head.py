@@ -10,9 +10,10 @@ import torch
 
 from linnaeus.compression.export import to_onnx
 from linnaeus.data.loaders import Batch
+from linnaeus.labelling import SINGLE
 from linnaeus.learning.learner import JUDGING_SHARE, Learner, make_loss
 from linnaeus.models.registry import Classifier, count_parameters
-from linnaeus.results import EpochResult
+from linnaeus.results import EpochResult, Validation
 from linnaeus.runtime import autocast
 from linnaeus.training.checkpoint import Best, copy_weights
 from linnaeus.training.probe import Extract, Features, Head, extract_features, fit_head, fit_logistic, open_extractor
@@ -72,11 +73,12 @@ def fit_probe(learner: Learner) -> bool:
 def _add_features(learner: Learner, extract: Extract, train: Features, val: Features) -> Features:
     """Return the features that a head which will not be fine-tuned is fitted on.
 
-    Where others judge it, validation has served its purpose, and its images teach the head too. What time is left
-    shows it mirrored pictures.
+    Where others judge it and no thresholds are to be chosen, validation has served its purpose, and its images teach
+    the head too. What time is left shows it mirrored pictures.
     """
     features, parts = train, ["train"]
-    if "test" in learner.held_out and len(learner.dataset.indices("test")):
+    judged = "test" in learner.held_out and len(learner.dataset.indices("test"))
+    if judged and learner.dataset.source.labelling is SINGLE:
         features, parts = train.join(val), ["train", "val"]
         learner.held_out = ("test",)
         learner.note("The head was chosen on the validation images, then fitted on them as well.")
@@ -144,8 +146,9 @@ def _set_head(learner: Learner, weight: torch.Tensor, bias: torch.Tensor) -> Non
 
 
 def _remember_probe(learner: Learner, head: Head, seconds: float) -> None:
-    accuracy, loss = learner.world.agree(head.accuracy), learner.world.agree(head.loss)
-    learner.best = Best(weights=copy_weights(learner.model), accuracy=accuracy, loss=loss)
+    values = dataclasses.asdict(head.found)
+    found = Validation(**{name: learner.world.agree(value) for name, value in values.items()})
+    learner.best = Best(weights=copy_weights(learner.model), score=found.score, loss=found.loss)
     result = EpochResult(
         stage="head",
         epoch=0,
@@ -154,10 +157,11 @@ def _remember_probe(learner: Learner, head: Head, seconds: float) -> None:
         learning_rate=0.0,
         train_loss=math.nan,
         train_accuracy=math.nan,
-        val_loss=loss,
-        val_accuracy=accuracy,
+        val_loss=found.loss,
+        val_accuracy=found.accuracy,
         images_per_second=learner.speed,
         best=True,
+        val_mean_ap=found.mean_ap,
     )
     learner.history.append(result)
     learner.display.epoch(result)

@@ -19,13 +19,14 @@ from linnaeus.data.loaders import Loader
 from linnaeus.data.preparation import Dataset
 from linnaeus.display import Display
 from linnaeus.errors import SettingError
+from linnaeus.labelling import MULTI
 from linnaeus.models.folding import Folded
 from linnaeus.models.registry import Blueprint, Classifier, Entry
 from linnaeus.results import EpochResult
 from linnaeus.runfolder import RunFolder
 from linnaeus.runtime import Interrupts, World
 from linnaeus.training.checkpoint import Best
-from linnaeus.training.imbalance import log_prior, normalize_weights, weigh_classes
+from linnaeus.training.imbalance import log_prior, normalize_weights, weigh_classes, weigh_positives
 from linnaeus.training.losses import Loss
 from linnaeus.training.tasks import Normalizer
 
@@ -133,7 +134,7 @@ class Learner:
         """Return a loader of a part of the data, for this process; `at_most` as in `Dataset.indices`."""
         return Loader(
             pixels=self.dataset.prepared.pixels,
-            labels=self.dataset.source.labels,
+            labels=self.dataset.source.truth,
             indices=self.dataset.indices(part, at_most=at_most),
             batch_size=batch_size,
             augment=augment or Augment(),
@@ -152,16 +153,24 @@ def augmentation(settings: Settings) -> Augment:
 
 def make_loss(learner: Learner, device: torch.device) -> Loss:
     """Return the loss that the settings ask for, with what it needs to know of the classes."""
-    settings, classes = learner.settings, learner.blueprint.classes
-    labels = learner.dataset.source.labels[learner.dataset.indices("train")]
-    counts = np.bincount(labels, minlength=classes)
-    return Loss(
-        name=settings.loss,
-        smoothing=settings.label_smoothing,
-        gamma=settings.focal_gamma,
-        weights=_to_tensor(_class_weights(settings, counts), device),
-        adjustment=_to_tensor(settings.logit_adjustment * log_prior(counts), device),
+    settings, source, indices = learner.settings, learner.dataset.source, learner.dataset.indices("train")
+    counts = source.counts(indices)
+    loss = Loss(name=settings.loss, smoothing=settings.label_smoothing, gamma=settings.focal_gamma)
+    if source.labelling is MULTI:
+        positive = _positive_weights(settings, counts, len(indices))
+        return dataclasses.replace(loss, several=True, positive=_to_tensor(positive, device))
+    weights, adjustment = _class_weights(settings, counts), settings.logit_adjustment * log_prior(counts)
+    return dataclasses.replace(
+        loss,
+        weights=None if np.ptp(weights) == 0 else _to_tensor(weights, device),
+        adjustment=None if np.ptp(adjustment) == 0 else _to_tensor(adjustment, device),
     )
+
+
+def _positive_weights(settings: Settings, counts: NDArray[np.int64], images: int) -> NDArray[np.float64]:
+    """Return v_k of several labels, float64 (K,). Raises SettingError for a wrong number of them."""
+    given = settings.class_weights
+    return weigh_positives(counts, images, given) if isinstance(given, str) else _check_number(given, len(counts))
 
 
 def _class_weights(settings: Settings, counts: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -169,12 +178,15 @@ def _class_weights(settings: Settings, counts: NDArray[np.int64]) -> NDArray[np.
     given = settings.class_weights
     if isinstance(given, str):
         return weigh_classes(counts, given)
-    if len(given) != len(counts) or not any(given):
-        expected = f"class_weights with a number for each of the {len(counts)} classes"
+    return normalize_weights(_check_number(given, len(counts)), counts)
+
+
+def _check_number(given: tuple[float, ...], classes: int) -> NDArray[np.float64]:
+    if len(given) != classes or not any(given):
+        expected = f"class_weights with a number for each of the {classes} classes"
         raise SettingError(expected, got=str(given), fix="Give them in the order of the classes.")
-    return normalize_weights(np.array(given), counts)
+    return np.array(given)
 
 
-def _to_tensor(values: NDArray[np.float64], device: torch.device) -> torch.Tensor | None:
-    """Return float (K,), or None where all values are the same and change nothing."""
-    return None if np.ptp(values) == 0 else torch.tensor(values, dtype=torch.float32, device=device)
+def _to_tensor(values: NDArray[np.float64], device: torch.device) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=device)

@@ -49,6 +49,11 @@ def interval_of(scores: Mapping[str, Any], name: str) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def has_several_labels(scores: Mapping[str, Any]) -> bool:
+    """Whether these are scores of pictures that may have several labels: accuracy is then that of whole sets."""
+    return "mean_ap" in scores
+
+
 def explain_score(verdict: Verdict) -> str:
     """Say what the accuracy and its interval mean for new pictures."""
     if not verdict.part:
@@ -57,8 +62,9 @@ def explain_score(verdict: Verdict) -> str:
     accuracy, (low, high) = float(scores["accuracy"]), interval_of(scores, "accuracy")
     base = _readable_base(accuracy, low, high)
     part = _PARTS[verdict.part]
+    right = "wholly right, no label missing and none too many" if has_several_labels(scores) else "right"
     return (
-        f"Of {base:,} new pictures like these it gets about {round(accuracy * base):,} right; with {count(n, part)}"
+        f"Of {base:,} new pictures like these it gets about {round(accuracy * base):,} {right}; with {count(n, part)}"
         f" the true figure lies between {round(low * base):,} and {round(high * base):,}, in 95 of 100 such tests."
     )
 
@@ -100,9 +106,10 @@ def find_cautions(report: Mapping[str, Any], verdict: Verdict) -> list[str]:
         cautions += _caution_of_size(verdict)
     if verdict.part == "val":
         kept = any((((report.get("data") or {}).get("counts") or {}).get("test") or {}).values())
+        chosen = "the best epoch was chosen" + " and the thresholds were set" * has_several_labels(verdict.scores)
         cautions.append(
             f"{'The test part was not judged' if kept else 'There is no test part'}. This score comes from the "
-            "validation part, by which the best epoch was chosen: expect a little less on new pictures."
+            f"validation part, by which {chosen}: expect a little less on new pictures."
         )
     if ended := report.get("stopped_early"):
         cautions.append(f"Training stopped early: {_ENDS.get(ended, ended)}")
@@ -117,7 +124,10 @@ def _caution_of_size(verdict: Verdict) -> list[str]:
     middle = (low + high) / 2
     needed = math.ceil(1.96**2 * middle * (1 - middle) / (WIDEST_INTERVAL / 2) ** 2 / 10) * 10
     few = f"{count(verdict.scores['n'])} {'is' if verdict.scores['n'] == 1 else 'are'} too few to tell 90 from 95 %"
-    return [f"{few}: the interval is {100 * (high - low):.0f} points wide. About {needed:,} would make it 5 points."]
+    of = " of whole sets" * has_several_labels(verdict.scores)
+    return [
+        f"{few}: the interval{of} is {100 * (high - low):.0f} points wide. About {needed:,} would make it 5 points."
+    ]
 
 
 def find_problems(report: Mapping[str, Any], *, most: int = 3) -> list[Problem]:
@@ -148,7 +158,9 @@ def count(n: int, kind: str = "") -> str:
 
 
 def _train(report: Mapping[str, Any], *extra: str) -> str:
-    return " ".join(["linnaeus train", _data_name(report), *extra])
+    settings = report.get("settings") or {}
+    several = (f"{name}={settings[name]}" for name in ("label_separator", "label_columns") if settings.get(name))
+    return " ".join(["linnaeus train", _data_name(report), *map(shlex.quote, several), *extra])
 
 
 def _evaluate(report: Mapping[str, Any], part: str) -> str:
@@ -165,14 +177,20 @@ def _no_better_than_guessing(report: Mapping[str, Any], verdict: Verdict) -> lis
     supports = {name: c["support"] for name, c in (verdict.scores.get("per_class") or {}).items()}
     if len(supports) < 2:
         return []
-    largest = max(supports, key=lambda name: supports[name])
-    share = supports[largest] / max(1, sum(supports.values()))
-    if interval_of(verdict.scores, "accuracy")[0] > share:
+    if has_several_labels(verdict.scores):
+        known = [n for n in supports.values() if n]
+        share = sum(known) / max(1, len(known) * verdict.scores["n"])
+        guess, key = "Pictures in any order would have a mAP of", "mean_ap"
+    else:
+        largest = max(supports, key=lambda name: supports[name])
+        share = supports[largest] / max(1, sum(supports.values()))
+        guess, key = f"Always answering “{largest}” would be right for", "accuracy"
+    if interval_of(verdict.scores, key)[0] > share:
         return []
     settings = report.get("settings") or {}
     length = next((name for name in ("budget", "epochs") if settings.get(name)), None)
     more = [f"{length}={2 * settings[length]:g}"] if length else []
-    text = f"Always answering “{largest}” would be right for {100 * share:.0f} % of these pictures. Train longer."
+    text = f"{guess} {100 * share:.0f} %{'' if key == 'mean_ap' else ' of these pictures'}. Train longer."
     return [Problem(title="No better than guessing", text=text, command=_train(report, *more))]
 
 

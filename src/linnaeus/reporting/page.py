@@ -16,6 +16,7 @@ from linnaeus.reporting.findings import (
     explain_training,
     find_cautions,
     find_problems,
+    has_several_labels,
     in_words,
     interval_of,
     top_confusions,
@@ -102,7 +103,7 @@ def _what_was_trained(report: Mapping[str, Any]) -> str:
         return ""
     verb = "learned" if report.get("epochs") or report.get("scores") else "was to learn"
     size = f" ({in_words(model['parameters'])} parameters)" if model.get("parameters") else ""
-    n = sum(_part(_part(data, "counts"), "train").values())
+    n = _images(data, "train")
     start = f", starting from {text(model['base_weights'])}" if model.get("base_weights") else ""
     how = f" {text(told)}" if (told := explain_training(report)) else ""
     return (
@@ -111,27 +112,40 @@ def _what_was_trained(report: Mapping[str, Any]) -> str:
     )
 
 
+def _images(data: Mapping[str, Any], part: str) -> int:
+    """Return how many pictures a part has; where they have one label each, the counts of the classes say it, too."""
+    known = _part(data, "images").get(part)
+    return int(sum(_part(_part(data, "counts"), part).values()) if known is None else known)
+
+
 def _score_card(verdict: Verdict) -> str:
     if not verdict.part:
         return '<div><div class="kicker">Accuracy</div><div class="big">–</div></div>'
-    accuracy, (low, high) = verdict.scores["accuracy"], interval_of(verdict.scores, "accuracy")
+    name, key = ("mAP", "mean_ap") if has_several_labels(verdict.scores) else ("accuracy", "accuracy")
+    score, (low, high) = verdict.scores[key], interval_of(verdict.scores, key)
     return (
-        f'<div><div class="kicker">{_PARTS[verdict.part].capitalize()} accuracy</div>'
-        f'<div class="big">{percent(accuracy)}</div>{interval_bar(accuracy, low, high)}</div>'
+        f'<div><div class="kicker">{_PARTS[verdict.part].capitalize()} {name}</div>'
+        f'<div class="big">{percent(score)}</div>{interval_bar(score, low, high)}</div>'
     )
 
 
 def _facts(report: Mapping[str, Any], verdict: Verdict) -> str:
     facts = []
     if verdict.part:
-        low, high = interval_of(verdict.scores, "macro_f1")
-        f1 = f"{percent(verdict.scores['macro_f1'])} ({100 * low:.1f} to {100 * high:.1f})"
-        facts += [("Macro F1", f1), ("Loss", f"{verdict.scores['loss']:.3f}")]
+        several = {"Micro F1": "micro_f1", "Exact match": "accuracy", "Hamming loss": "hamming_loss"}
+        shown = {"Macro F1": "macro_f1", **(several if has_several_labels(verdict.scores) else {})}
+        facts += [(name, _with_interval(verdict.scores, key)) for name, key in shown.items()]
+        facts.append(("Loss", f"{verdict.scores['loss']:.3f}"))
     if seconds := _part(report, "timing").get("total_seconds"):
         facts.append(("Time", _duration(seconds)))
     if size := _part(report, "model").get("onnx_bytes"):
         facts.append(("Model file", _bytes(size)))
     return f'<dl class="facts">{"".join(f"<div><dt>{k}</dt><dd>{text(v)}</dd></div>" for k, v in facts)}</dl>'
+
+
+def _with_interval(scores: Mapping[str, Any], key: str) -> str:
+    low, high = interval_of(scores, key)
+    return f"{percent(scores[key])} ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def _duration(seconds: float) -> str:
@@ -183,6 +197,7 @@ def _curves(report: Mapping[str, Any]) -> str:
     if not epochs:
         return ""
     best = next((i for i in reversed(range(len(epochs))) if epochs[i].get("best")), None)
+    right = "Exact matches, from a probability of 0.5 on" if _ranks(epochs) else "Accuracy"
     charts = "".join(
         line_chart(
             title,
@@ -190,9 +205,14 @@ def _curves(report: Mapping[str, Any]) -> str:
             best=best,
             top=top,
         )
-        for title, key, top in (("Loss", "loss", None), ("Accuracy", "accuracy", 1.0))
+        for title, key, top in (("Loss", "loss", None), (right, "accuracy", 1.0), ("mAP", "mean_ap", 1.0))
     )
     return f'<div class="charts">{charts}</div>{_paragraphs([_epoch_words(epochs, best)], "quiet")}'
+
+
+def _ranks(epochs: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether epochs were judged by mean average precision, as of pictures with several labels."""
+    return any(epoch.get("val_mean_ap") is not None for epoch in epochs)
 
 
 def _epoch_words(epochs: Sequence[Mapping[str, Any]], best: int | None) -> str:
@@ -201,9 +221,9 @@ def _epoch_words(epochs: Sequence[Mapping[str, Any]], best: int | None) -> str:
     if len(stages) > 1:
         words += f" Stages in order: {', '.join(stages)}."
     if best is not None:
-        accuracy = percent(epochs[best].get("val_accuracy"))
+        name, key = ("mAP", "val_mean_ap") if _ranks(epochs) else ("accuracy", "val_accuracy")
         kept = "head alone" if epochs[best].get("stage") == "head" else f"model of epoch {epochs[best].get('epoch')}"
-        words += f" The {kept} was kept: validation accuracy {accuracy}."
+        words += f" The {kept} was kept: validation {name} {percent(epochs[best].get(key))}."
     return words + " Training pictures are altered at random while learning, so their curve may lie below the other."
 
 
@@ -224,16 +244,20 @@ def _classes(verdict: Verdict) -> str:
     found = sorted((verdict.scores.get("per_class") or {}).items(), key=lambda item: (item[1]["f1"], item[0]))
     if not found:
         return ""
+    shown = {"Precision": "precision", "Recall": "recall", "F1": "f1"}
+    lead = "In percent, weakest first. Precision: how often the name is right when given. Recall: how many are found."
+    if has_several_labels(verdict.scores):
+        shown |= {"Average precision": "average_precision", "Threshold": "threshold"}
+        lead += " Average precision: of the order by probability. Threshold: the probability from which on it is given."
     rows = [
         [
             text(name),
-            *(bar_cell(c[key], f"{100 * c[key]:.1f}") for key in ("precision", "recall", "f1")),
+            *(bar_cell(c[key] or 0.0, "–" if c[key] is None else f"{100 * c[key]:.1f}") for key in shown.values()),
             f"{c['support']:,}",
         ]
         for name, c in found
     ]
-    lead = "In percent, weakest first. Precision: how often the name is right when given. Recall: how many are found."
-    head = ["Class", "Precision", "Recall", "F1", "Pictures"]
+    head = ["Class", *shown, "Pictures"]
     return _paragraphs([lead]) + table(head, rows, label="Scores per class", kind="classes")
 
 
@@ -278,17 +302,17 @@ def _data(report: Mapping[str, Any]) -> str:
     data = _part(report, "data")
     counts = {part: values for part, values in _part(data, "counts").items() if values}
     notes = _paragraphs([str(note) for note in data.get("notes") or ()][:LIST_LIMIT])
-    return _counts(data.get("classes") or (), counts) + notes + _bad_images(data.get("bad_images") or ())
+    return _counts(data, counts) + notes + _bad_images(data.get("bad_images") or ())
 
 
-def _counts(classes: Sequence[str], counts: Mapping[str, Mapping[str, int]]) -> str:
+def _counts(data: Mapping[str, Any], counts: Mapping[str, Mapping[str, int]]) -> str:
     if not counts:
         return ""
     rows = [
         [text(name), *(bar_cell(v.get(name, 0) / max(1, *v.values()), f"{v.get(name, 0):,}") for v in counts.values())]
-        for name in classes
+        for name in data.get("classes") or ()
     ]
-    rows.insert(0, ["all classes", *(f'<td class="bar">{sum(v.values()):,}</td>' for v in counts.values())])
+    rows.insert(0, ["all pictures", *(f'<td class="bar">{_images(data, part):,}</td>' for part in counts)])
     head = ["Class", *(_PARTS.get(part, part).capitalize() for part in counts)]
     return table(head, rows, label="Pictures per class and part", kind="classes")
 

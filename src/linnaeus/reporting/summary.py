@@ -19,7 +19,7 @@ from linnaeus.data.preparation import Dataset
 from linnaeus.errors import ImageError
 from linnaeus.judging import Judgement, list_answers
 from linnaeus.reporting.page import render_report
-from linnaeus.results import Choice, EpochResult
+from linnaeus.results import SPLITS, Choice, EpochResult, say_label
 from linnaeus.runfolder import to_json
 from linnaeus.storage import write_file
 
@@ -46,7 +46,7 @@ class Story:
 
 def write_report(folder: Path, story: Story, dataset: Dataset, judgements: Mapping[str, Judgement]) -> None:
     """Write predictions.csv, report.json and report.html into a run's folder."""
-    answers = [a for j in judgements.values() for a in list_answers(dataset, j.indices, j.probabilities, part=j.part)]
+    answers = [a for j in judgements.values() for a in list_answers(dataset, j)]
     write_file(folder / FILE, format_answers(answers, dataset.source.classes))
     shown = judgements.get("test") or judgements.get("val")
     examples, pictures = _examples(shown, dataset) if shown else ({}, {})
@@ -68,6 +68,8 @@ def _facts(story: Story, dataset: Dataset, judgements: Mapping[str, Judgement]) 
             "name": source.name,
             "path": story.data,
             "classes": list(source.classes),
+            "labelling": source.labelling.name,
+            "images": {part: len(dataset.indices(part)) for part in SPLITS},
             "counts": dataset.counts(),
             "bad_images": [asdict(image) for image in dataset.prepared.bad],
             "notes": [*source.notes, *story.notes],
@@ -87,33 +89,32 @@ def _facts(story: Story, dataset: Dataset, judgements: Mapping[str, Judgement]) 
 
 def _examples(judgement: Judgement, dataset: Dataset) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Choose the pictures worth looking at: the surest right ones, the least sure, the surest wrong ones."""
-    confidence = judgement.probabilities.max(axis=1)
-    right = judgement.probabilities.argmax(axis=1) == judgement.labels
+    confidence, right, labels = judgement.predictions.confidences, judgement.right, judgement.predictions.labels
     surest, least = np.argsort(-confidence, kind="stable"), np.argsort(confidence, kind="stable")
     chosen = {
         "wrong": surest[~right[surest]][:_EXAMPLES],
         "unsure": least[:_EXAMPLES],
         "sure": surest[right[surest]][:_EXAMPLES],
     }
-    pictures: dict[str, bytes] = {}
+    pictures = {
+        f"image-{i}": _thumbnail(dataset, int(i)) for i in judgement.indices[np.concatenate([*chosen.values()])]
+    }
     examples = {
-        kind: [_example(judgement, dataset, int(row), pictures) for row in rows] for kind, rows in chosen.items()
+        kind: [
+            _example(dataset, int(judgement.indices[row]), labels[row], float(confidence[row])) for row in rows.tolist()
+        ]
+        for kind, rows in chosen.items()
     }
     return examples, pictures
 
 
-def _example(judgement: Judgement, dataset: Dataset, row: int, pictures: dict[str, bytes]) -> dict[str, Any]:
-    index = int(judgement.indices[row])
-    key = f"image-{index}"
-    if key not in pictures:
-        pictures[key] = _thumbnail(dataset, index)
-    best = int(judgement.probabilities[row].argmax())
+def _example(dataset: Dataset, index: int, predicted: str | tuple[str, ...], confidence: float) -> dict[str, Any]:
     return {
         "name": dataset.source.where(index),
-        "truth": dataset.source.classes[int(judgement.labels[row])],
-        "predicted": dataset.source.classes[best],
-        "probability": float(judgement.probabilities[row, best]),
-        "picture": key,
+        "truth": say_label(dataset.source.label_of(index)),
+        "predicted": say_label(predicted),
+        "probability": confidence,
+        "picture": f"image-{index}",
     }
 
 

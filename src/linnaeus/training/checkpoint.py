@@ -22,15 +22,15 @@ Weights = dict[str, torch.Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Best:
-    """The best weights on validation so far."""
+    """The best weights on validation so far, with what they were chosen by: score, as in Validation, and loss."""
 
     weights: Weights
-    accuracy: float
+    score: float
     loss: float
 
-    def beaten_by(self, accuracy: float, loss: float) -> bool:
-        """Whether another result is better: by accuracy, then by loss."""
-        return (accuracy, -loss) > (self.accuracy, -self.loss)
+    def beaten_by(self, score: float, loss: float) -> bool:
+        """Whether another result is better: by score, then by loss."""
+        return (score, -loss) > (self.score, -self.loss)
 
 
 @dataclass(kw_only=True)
@@ -127,7 +127,7 @@ def save_state(state: State, path: Path) -> None:
         "scalars": [_scalars(group) for group in state.optimizer.param_groups],
         "counts": _optimizer_numbers(state.optimizer),
         "tally": asdict(state.tally),
-        "best": {"accuracy": state.best.accuracy, "loss": state.best.loss} if state.best else None,
+        "best": {"score": state.best.score, "loss": state.best.loss} if state.best else None,
         "history": [asdict(result) for result in state.history],
         "scaler": state.scaler.state_dict() if state.scaler is not None else None,
     }

@@ -15,9 +15,30 @@ def weigh_classes(counts: NDArray[np.int64], how: str) -> NDArray[np.float64]:
     "balanced" is in inverse proportion to the images n_k of a class; "effective" to their effective number
     (1 - beta^n_k) / (1 - beta) (Cui et al. 2019). A class without images weighs 0.
     """
+    size = _sizes(counts, how)
+    return normalize_weights(np.divide(1.0, size, out=np.zeros_like(size), where=counts > 0), counts)
+
+
+def weigh_positives(counts: NDArray[np.int64], images: int, how: str) -> NDArray[np.float64]:
+    """Return how much more it weighs, float64 (K,), that an image has a label than that it has not.
+
+    For labels that `counts` of so many images have: "balanced" is the number of images without a label over that of
+    images with it, "effective" the same ratio of effective numbers. A label that no image has weighs 1.
+    """
+    with_it, without = _sizes(counts, how), _sizes(images - counts, how)
+    weights: NDArray[np.float64] = np.where(counts > 0, without / np.maximum(with_it, 1.0), 1.0)
+    return weights
+
+
+def _sizes(counts: NDArray[np.int64], how: str) -> NDArray[np.float64]:
+    """Return as how many images those of each class count, float64 (K,)."""
     n = counts.astype(np.float64)
-    size = {"none": np.ones_like(n), "balanced": n, "effective": (1 - _BETA**n) / (1 - _BETA)}[how]
-    return normalize_weights(np.divide(1.0, size, out=np.zeros_like(n), where=n > 0), counts)
+    sizes: NDArray[np.float64] = {
+        "none": np.ones_like(n),
+        "balanced": n,
+        "effective": (1 - _BETA**n) / (1 - _BETA),
+    }[how]
+    return sizes
 
 
 def normalize_weights(weights: NDArray[np.float64], counts: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -37,7 +58,7 @@ def resample(indices: NDArray[np.int64], labels: NDArray[np.int64], how: str, *,
 
     "over" repeats those of small classes until all are as large as the largest, "under" leaves images of large classes
     out until all are as small as the smallest, "balanced" does both, to as many images as there were. The choice is
-    fixed by the seed.
+    fixed by the seed. Where an image may have several labels, each counts by its rarest one.
     """
     if how == "none":
         return indices

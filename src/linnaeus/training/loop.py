@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
@@ -18,12 +17,13 @@ from torch.nn.parallel import DistributedDataParallel
 from linnaeus.data.loaders import Batch, Loader
 from linnaeus.durations import Moment
 from linnaeus.errors import MemoryLimitError, TrainingError
-from linnaeus.results import EpochResult
-from linnaeus.runtime import World, autocast, compute_in_halves, free_memory, ran_out, seed_all
+from linnaeus.results import EpochResult, Validation
+from linnaeus.runtime import World, autocast, free_memory, ran_out, seed_all
 from linnaeus.training.averaging import add_to_mean, follow
 from linnaeus.training.checkpoint import Best, State, Tally, copy_weights
+from linnaeus.training.measures import count_right
 from linnaeus.training.optim import Rule, Schedule, add_l1, set_learning_rate
-from linnaeus.training.tasks import Normalizer, Task
+from linnaeus.training.tasks import Task
 
 _BAD_STEPS_IN_A_ROW = 3
 _HALF_FROM, _FULL_FROM = 0.25, 0.65  # progress at which growing pictures reach the middle and the full side
@@ -79,7 +79,7 @@ class Hooks:
     """What the loop asks of its surroundings.
 
     Attributes:
-        judge: returns validation loss and accuracy of a network. save: writes a checkpoint.
+        judge: returns how a network does on validation. save: writes a checkpoint.
         on_epoch: told of each finished epoch; returns whether to stop. interrupted: whether a signal asked to stop.
         refresh: brings the batch statistics of averaged weights up to date before they are judged.
         keep: keeps the weights at the end of a cycle of the learning rate, the `state.snapshots`-th.
@@ -88,7 +88,7 @@ class Hooks:
         release: told the progress before each step, it may freeze weights and let others learn; returns whether it did.
     """
 
-    judge: Callable[[nn.Module], tuple[float, float]]
+    judge: Callable[[nn.Module], Validation]
     save: Callable[[State], None]
     on_epoch: Callable[[EpochResult], bool]
     interrupted: Callable[[], bool] = lambda: False
@@ -240,7 +240,7 @@ def _train_step(session: _Session, batch: Batch) -> None:
     _follow_gradient(state, plan, now.progress)
     for part, loss, logits in results:
         state.tally.loss += loss * len(part.labels)
-        state.tally.correct += int((logits.argmax(dim=1) == part.labels).sum())
+        state.tally.correct += count_right(logits, part.labels)
         state.tally.seen += len(part.labels)
 
 
@@ -373,9 +373,11 @@ def _average(state: State, average: nn.Module, plan: Plan, progress: float) -> N
 def _close_epoch(session: _Session, seconds: float) -> EpochResult:
     """Judge the network, remember it if it is the best, and start the next epoch."""
     state = session.state
-    result = _judge_epoch(session, seconds)
-    if result.best:
-        state.best = Best(weights=copy_weights(state.judged), accuracy=result.val_accuracy, loss=result.val_loss)
+    found = _judge(session)
+    best = math.isfinite(found.loss) and (state.best is None or state.best.beaten_by(found.score, found.loss))
+    if best:
+        state.best = Best(weights=copy_weights(state.judged), score=found.score, loss=found.loss)
+    result = _sum_up(session, found, seconds=seconds, best=best)
     state.history.append(result)
     if state.batch == session.loader.steps:
         state.epoch, state.batch, state.tally = state.epoch + 1, 0, Tally()
@@ -383,14 +385,17 @@ def _close_epoch(session: _Session, seconds: float) -> EpochResult:
     return result
 
 
-def _judge_epoch(session: _Session, seconds: float) -> EpochResult:
+def _judge(session: _Session) -> Validation:
+    for buffer in session.state.judged.buffers():  # batch statistics are each process's own until the next step
+        session.plan.world.share(buffer)
+    if session.plan.swa and session.state.judged is session.state.average:
+        session.hooks.refresh(session.state.judged)
+    return session.hooks.judge(session.state.judged)
+
+
+def _sum_up(session: _Session, found: Validation, *, seconds: float, best: bool) -> EpochResult:
     state, tally = session.state, session.state.tally
     loss, correct, seen = session.plan.world.sum([tally.loss, tally.correct, tally.seen])
-    for buffer in state.judged.buffers():  # batch statistics are each process's own until the next step
-        session.plan.world.share(buffer)
-    if session.plan.swa and state.judged is state.average:
-        session.hooks.refresh(state.judged)
-    val_loss, val_accuracy = session.hooks.judge(state.judged)
     return EpochResult(
         stage=state.stage,
         epoch=state.epoch + 1,
@@ -399,11 +404,12 @@ def _judge_epoch(session: _Session, seconds: float) -> EpochResult:
         learning_rate=float(state.optimizer.param_groups[0]["lr"] / state.optimizer.param_groups[0]["factor"]),
         train_loss=loss / seen if seen else math.nan,
         train_accuracy=correct / seen if seen else math.nan,
-        val_loss=val_loss,
-        val_accuracy=val_accuracy,
+        val_loss=found.loss,
+        val_accuracy=found.accuracy,
         images_per_second=seen / seconds if seconds > 0 else math.nan,
         skipped_steps=tally.skipped,
-        best=math.isfinite(val_loss) and (state.best is None or state.best.beaten_by(val_accuracy, val_loss)),
+        best=best,
+        val_mean_ap=found.mean_ap,
     )
 
 
@@ -413,21 +419,3 @@ def _set_mode(network: nn.Module, plan: Plan) -> None:
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
-
-
-@torch.inference_mode()
-def judge(model: nn.Module, loader: Loader, normalize: Normalizer, plan: Plan) -> tuple[float, float]:
-    """Return mean cross-entropy and accuracy over a loader's images; NaN and 0 where there are none."""
-    was_training = model.training
-    model.eval()
-    loss = correct = seen = 0.0
-    for loaded in loader.batches() if len(loader.indices) else ():
-        batch = loaded.to(plan.device)
-        with autocast(plan.device, plan.precision):
-            logits = compute_in_halves(lambda pixels: model(normalize(pixels)), batch.pixels)
-        loss += float(F.cross_entropy(logits.float(), batch.labels, reduction="sum"))
-        correct += int((logits.argmax(dim=1) == batch.labels).sum())
-        seen += len(batch.labels)
-    model.train(was_training)
-    loss, correct, seen = plan.world.sum([loss, correct, seen])
-    return (loss / seen, correct / seen) if seen else (math.nan, 0.0)

@@ -1,6 +1,7 @@
 """Losses: each maps logits float (N, K) and targets to one number in nats per image.
 
-Targets are labels int64 (N,), or soft ones float (N, K) whose rows sum to 1. Formulas, for an image with logits z,
+Targets are labels int64 (N,), or soft ones float (N, K) whose rows sum to 1, or, where an image may have several
+labels, (N, K) with 1 for each that it has. Formulas, for an image with logits z,
 p = softmax(z), target q (one-hot for a label, smoothed if asked for) and label y:
 
     cross_entropy  w_y * -sum_k q_k log p_k
@@ -10,6 +11,11 @@ p = softmax(z), target q (one-hot for a label, smoothed if asked for) and label 
 
 The loss of a batch is the plain mean over its images. The weights w average 1 over the training images, so that a
 weighted loss neither changes the scale of the gradient nor depends on how images fall into batches.
+
+Of several labels each class is a question of its own, so that bce alone makes sense, smoothing spreads over yes and no,
+q = (1 - s) y + s / 2, and what a class weighs is a factor v_k of its positive answers:
+
+    bce            -mean_k [v_k q_k log s(z_k) + (1 - q_k) log(1 - s(z_k))]
 """
 
 from __future__ import annotations
@@ -32,6 +38,7 @@ class Loss:
         gamma: how much less focal counts what is known well already.
         weights: float (K,), of each class; None for 1.
         adjustment: float (K,), added to the logits, in training alone (Menon et al. 2021); None for 0.
+        several: whether an image may have several labels. positive: float (K,), v_k of these; None for 1.
     """
 
     name: str = "cross_entropy"
@@ -39,6 +46,8 @@ class Loss:
     gamma: float = 2.0
     weights: torch.Tensor | None = None
     adjustment: torch.Tensor | None = None
+    several: bool = False
+    positive: torch.Tensor | None = None
 
     def __call__(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the mean loss over a batch."""
@@ -47,13 +56,13 @@ class Loss:
             z = z + self.adjustment
         if self.name == "cross_entropy" and self.weights is None:
             return F.cross_entropy(z, targets, label_smoothing=self.smoothing)
-        losses = _FORMULAS[self.name](z, self._soften(targets, z.shape[1]), self.gamma)
+        losses = _FORMULAS[self.name](z, self._soften(targets, z.shape[1]), self)
         return (losses if self.weights is None else losses * self._weigh(targets)).mean()
 
     def _soften(self, targets: torch.Tensor, classes: int) -> torch.Tensor:
         """Return the targets as float (N, K), smoothed."""
-        soft = F.one_hot(targets, classes).float() if targets.ndim == 1 else targets
-        return soft * (1 - self.smoothing) + self.smoothing / classes
+        soft = (F.one_hot(targets, classes) if targets.ndim == 1 else targets).float()
+        return soft * (1 - self.smoothing) + self.smoothing / (2 if self.several else classes)
 
     def _weigh(self, targets: torch.Tensor) -> torch.Tensor:
         """Return the weight of each image, float (N,)."""
@@ -61,26 +70,26 @@ class Loss:
         return self.weights[targets] if targets.ndim == 1 else targets @ self.weights
 
 
-def _cross_entropy(z: torch.Tensor, q: torch.Tensor, gamma: float) -> torch.Tensor:
+def _cross_entropy(z: torch.Tensor, q: torch.Tensor, loss: Loss) -> torch.Tensor:
     return -(q * F.log_softmax(z, dim=1)).sum(dim=1)
 
 
-def _focal(z: torch.Tensor, q: torch.Tensor, gamma: float) -> torch.Tensor:
+def _focal(z: torch.Tensor, q: torch.Tensor, loss: Loss) -> torch.Tensor:
     log_p = F.log_softmax(z, dim=1)
     # Of exactly 0 a power below 1 has no finite slope: one sure answer would spoil all weights.
     unsure = (1 - log_p.exp()).clamp(min=_LEAST_UNSURE)
-    return -(q * unsure**gamma * log_p).sum(dim=1)
+    return -(q * unsure**loss.gamma * log_p).sum(dim=1)
 
 
-def _bce(z: torch.Tensor, q: torch.Tensor, gamma: float) -> torch.Tensor:
-    return F.binary_cross_entropy_with_logits(z, q, reduction="none").mean(dim=1)
+def _bce(z: torch.Tensor, q: torch.Tensor, loss: Loss) -> torch.Tensor:
+    return F.binary_cross_entropy_with_logits(z, q, pos_weight=loss.positive, reduction="none").mean(dim=1)
 
 
-def _mse(z: torch.Tensor, q: torch.Tensor, gamma: float) -> torch.Tensor:
+def _mse(z: torch.Tensor, q: torch.Tensor, loss: Loss) -> torch.Tensor:
     return (F.softmax(z, dim=1) - q).square().mean(dim=1)
 
 
-_FORMULAS: dict[str, Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]] = {
+_FORMULAS: dict[str, Callable[[torch.Tensor, torch.Tensor, Loss], torch.Tensor]] = {
     "cross_entropy": _cross_entropy,
     "focal": _focal,
     "bce": _bce,

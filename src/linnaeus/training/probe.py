@@ -11,8 +11,10 @@ import onnxruntime
 import torch
 
 from linnaeus.data.loaders import Batch, Loader
+from linnaeus.results import Validation
 from linnaeus.runtime import compute_in_halves
 from linnaeus.training.losses import Loss
+from linnaeus.training.measures import count_right, rank_labels
 from linnaeus.training.tasks import Normalizer
 
 _LENGTH = 30.0
@@ -22,7 +24,7 @@ Extract = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """What the frozen network sees: features float32 (N, D), labels int64 (N,)."""
+    """What the frozen network sees: features float32 (N, D), labels int64 (N,) or, of several each, uint8 (N, K)."""
 
     features: torch.Tensor
     labels: torch.Tensor
@@ -41,8 +43,7 @@ class Head:
     weight: torch.Tensor
     bias: torch.Tensor
     penalty: float
-    loss: float
-    accuracy: float
+    found: Validation
 
 
 def open_extractor(onnx_body: bytes, *, threads: int) -> Extract:
@@ -76,10 +77,10 @@ def extract_features(
 
 
 def fit_head(train: Features, val: Features, *, loss: Loss, classes: int, penalties: Sequence[float]) -> Head:
-    """Fit L2-regularized multinomial logistic regressions and return the one that is best on validation."""
+    """Fit L2-regularized logistic regressions and return the one that is best on validation."""
     fits = [(fit_logistic(train, loss=loss, classes=classes, penalty=penalty), penalty) for penalty in penalties]
     heads = [_judge(fitted, val, penalty, _plain(loss)) for fitted, penalty in fits]
-    return min(heads, key=lambda head: head.loss)
+    return min(heads, key=lambda head: head.found.loss)
 
 
 def fit_logistic(
@@ -87,9 +88,11 @@ def fit_logistic(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return weight float32 (K, D) and bias float32 (K,) of a multinomial logistic regression, fitted by L-BFGS.
 
-    Of `loss`, weights and adjustment count. `penalty` is lambda of mean cross-entropy + lambda / 2 * |W|^2, on features
-    that are centred, divided by the root of their deviation (between leaving them as they are and whitening each, it
-    did best over five sets of photographs), and scaled together to a root mean square length of 30.
+    Where images may have several labels it is K binary ones: binary cross-entropy, summed over the classes, takes the
+    place of cross-entropy. Of `loss`, weights and adjustment count. `penalty` is lambda of mean cross-entropy +
+    lambda / 2 * |W|^2, on features that are centred, divided by the root of their deviation (between leaving them as
+    they are and whitening each, it did best over five sets of photographs), and scaled together to a root mean square
+    length of 30.
     """
     mean = train.features.mean(dim=0)
     centred = train.features - mean
@@ -98,12 +101,12 @@ def fit_logistic(
     x = centred * scale
     weight = torch.zeros(classes, x.shape[1], requires_grad=True)
     bias = torch.zeros(classes, requires_grad=True)
-    plain = _plain(loss)
+    plain, questions = _plain(loss), classes if loss.several else 1
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=steps, history_size=10, line_search_fn="strong_wolfe")
 
     def closure() -> float:
         optimizer.zero_grad()
-        total = plain(x @ weight.T + bias, train.labels) + penalty / 2 * weight.square().sum()
+        total = questions * plain(x @ weight.T + bias, train.labels) + penalty / 2 * weight.square().sum()
         total.backward()
         return float(total.detach())
 
@@ -114,19 +117,18 @@ def fit_logistic(
 
 
 def _plain(loss: Loss) -> Loss:
-    """Return the cross-entropy with a loss's weights and adjustment."""
-    return replace(loss, name="cross_entropy", smoothing=0.0)
+    """Return the cross-entropy with a loss's weights and adjustment, of several labels the binary one."""
+    return replace(loss, name="bce" if loss.several else "cross_entropy", smoothing=0.0)
 
 
 def _judge(fitted: tuple[torch.Tensor, torch.Tensor], val: Features, penalty: float, loss: Loss) -> Head:
     weight, bias = fitted
-    if not len(val.labels):
-        return Head(weight=weight, bias=bias, penalty=penalty, loss=math.nan, accuracy=0.0)
-    logits = val.features @ weight.T + bias
-    return Head(
-        weight=weight,
-        bias=bias,
-        penalty=penalty,
-        loss=float(loss(logits, val.labels)),
-        accuracy=float((logits.argmax(dim=1) == val.labels).float().mean()),
-    )
+    found = Validation(loss=math.nan, accuracy=0.0)
+    if len(val.labels):
+        logits = val.features @ weight.T + bias
+        found = Validation(
+            loss=float(loss(logits, val.labels)),
+            accuracy=count_right(logits, val.labels) / len(val.labels),
+            mean_ap=rank_labels(logits, val.labels),
+        )
+    return Head(weight=weight, bias=bias, penalty=penalty, found=found)

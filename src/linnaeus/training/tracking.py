@@ -10,7 +10,15 @@ from typing import Any
 
 from linnaeus.results import EpochResult
 
-_SHOWN = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "learning_rate", "images_per_second")
+_SHOWN = (
+    "train_loss",
+    "train_accuracy",
+    "val_loss",
+    "val_accuracy",
+    "val_mean_ap",
+    "learning_rate",
+    "images_per_second",
+)
 
 
 class Tracker:

@@ -15,7 +15,8 @@ from optuna.trial import TrialState
 
 from linnaeus.config import AUTO, check_value
 from linnaeus.display import Advance, Display, Silent
-from linnaeus.errors import LinnaeusError, ModelError, SettingError, TrainingError
+from linnaeus.errors import DataError, LinnaeusError, ModelError, SettingError, TrainingError
+from linnaeus.labelling import SINGLE
 from linnaeus.learning.learner import Oversight
 from linnaeus.looking import Look, look_at_data
 from linnaeus.results import EpochResult
@@ -89,6 +90,9 @@ def tune(
     limit = _read_limits(trials, budget)
     share = limit / ((trials or _TRIALS) + 1) if limit and settings.get("epochs", AUTO) == AUTO else 0.0
     look = look_at_data(data, display=told, **settings, **({"budget": share} if share else {}))
+    if look.dataset.source.labelling is not SINGLE:
+        fix = "Compare runs of `linnaeus train` by their mAP."
+        raise DataError("one label for each image, to choose by accuracy", got="several", fix=fix)
     given = list_open(settings)
     space = find_space(look, given, search)
     folder = Path(out) if out is not None else Path("runs") / f"{look.dataset.source.name}-tune"

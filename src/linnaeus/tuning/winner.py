@@ -35,9 +35,7 @@ def deliver_winner(found: Tuning, look: Look, *, display: Display) -> Tuning:
     found = replace(found, bundle=str(folder / "bundle"), report=str(folder / "report.html"), scores=scores,
                     tested=tested)  # fmt: skip
     _write_bundle(folder, place, {part: s.to_dict() for part, s in scores.items()})
-    answers = [
-        a for part, j in judged.items() for a in list_answers(look.dataset, j.indices, j.probabilities, part=part)
-    ]
+    answers = [answer for judgement in judged.values() for answer in list_answers(look.dataset, judgement)]
     write_file(folder / FILE, format_answers(answers, look.dataset.source.classes))
     _write_reports(found, place, look.dataset.source.name)
     return found

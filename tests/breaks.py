@@ -119,7 +119,7 @@ BREAKS = (
     # -- steps
     Break("gradient descent: with momentum", _OPTIM, 'momentum = 0.0 if rule.optimizer == "gd" else rule.momentum',
           "momentum = rule.momentum", f"{STEPS}::test_optimizers[gd-0.9-True-0.0]"),
-    Break("sgd: momentum not passed", _OPTIM, "momentum=momentum, nesterov=nesterov, fused=True", "fused=True",
+    Break("sgd: momentum not passed", _OPTIM, "momentum=momentum, nesterov=nesterov,", "nesterov=False,",
           f"{STEPS}::test_optimizers[sgd-0.9-False-0.0]"),
     Break("Nesterov: does not look ahead", _OPTIM, "nesterov = rule.nesterov and momentum > 0", "nesterov = False",
           f"{STEPS}::test_optimizers[sgd-0.9-True-0.0]"),
@@ -145,8 +145,8 @@ BREAKS = (
           "return Muon(groups, lr=rule.lr, momentum=0.0,", f"{STEPS}::test_muon[False-shape0]"),
     Break("Muon: no Nesterov", _OPTIM, "momentum=rule.momentum, nesterov=rule.nesterov)", "momentum=rule.momentum)",
           f"{STEPS}::test_muon[True-shape0]"),
-    Break("cosine: half a wave", _OPTIM, "return (1 + math.cos(math.pi * fallen)) / 2",
-          "return math.cos(math.pi * fallen / 2)", f"{STEPS}::test_every_schedule_at_once"),
+    Break("cosine: half a wave", _OPTIM, "return (1 + math.cos(math.pi * (self.cycles",
+          "return (1 + math.cos(math.pi / 2 * (self.cycles", f"{STEPS}::test_every_schedule_at_once"),
     Break("linear: squared", _OPTIM, 'return 1 - fallen if', 'return (1 - fallen) ** 2 if',
           f"{STEPS}::test_every_schedule_at_once"),
     Break("onecycle: from nothing", _OPTIM, "0.04 + 0.96 *", "0.0 + 1.0 *", f"{STEPS}::test_every_schedule_at_once"),
@@ -161,7 +161,7 @@ BREAKS = (
     Break("clipping: before L1", _LOOP, "if plan.clip_norm:", "if False:", f"{STEPS}::test_what_a_run_does_with_it[1]"),
     Break("parts of a batch: not shared out", _LOOP, "result.loss * (part.share * world.size)", "result.loss",
           f"{STEPS}::test_what_a_run_does_with_it[2]"),
-    Break("moving average: the shares swapped", _OPTIM, "weight = 1 - min(decay,", "weight = min(decay,",
+    Break("moving average: the shares swapped", "training/averaging.py", "1 - min(decay,", "min(decay,",
           f"{STEPS}::test_what_a_run_does_with_it[1]"),
     # -- mixing
     Break("mixup: pixels the wrong way", "data/mixing.py", "torch.lerp(images[1].float(), images[0].float(), weight)",

@@ -450,9 +450,9 @@ def test_evaluate_returns_a_judgement(result: RunResult, photos: Path) -> None:
     assert isinstance(judgement, Judgement)
     assert judgement.part == "test"
     assert judgement.scores.to_dict() == result.scores["test"].to_dict()
-    assert judgement.labels.dtype == judgement.indices.dtype == np.int64
+    assert judgement.truth.dtype == judgement.indices.dtype == np.int64
     assert judgement.probabilities.shape == (len(judgement.indices), 3)
-    found = (judgement.probabilities.argmax(axis=1) == judgement.labels).mean()
+    found = (judgement.probabilities.argmax(axis=1) == judgement.truth).mean()
     assert found == pytest.approx(judgement.scores.accuracy.value)
 
 

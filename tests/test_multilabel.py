@@ -67,7 +67,7 @@ def test_it_learns_what_is_in_a_picture(several: RunResult) -> None:
     scores = several.scores["test"]
     assert isinstance(scores, MultilabelScores)
     chance = np.mean([each.support for each in scores.per_class.values()]) / scores.n
-    assert scores.mean_ap.value > chance + 0.25
+    assert scores.mean_ap.value > chance + 0.15
     assert scores.mean_ap.low <= scores.mean_ap.value <= scores.mean_ap.high
     best = max(several.epochs, key=lambda epoch: (epoch.val_mean_ap, -epoch.val_loss))
     assert [epoch for epoch in several.epochs if epoch.best][-1] == best

@@ -16,6 +16,7 @@ from linnaeus.data.loaders import Batch
 from linnaeus.errors import MemoryLimitError, TrainingError
 from linnaeus.learning.transfer import Thaw, begin_transfer
 from linnaeus.models.registry import Classifier
+from linnaeus.results import Validation
 from linnaeus.runtime import World, join_world
 from linnaeus.training.checkpoint import State
 from linnaeus.training.loop import fit
@@ -140,7 +141,7 @@ def thawing(world: World) -> None:
             begun = {name: p.detach().clone() for name, p in model.named_parameters()}
             plan = replace(PLAN, rule=Rule(optimizer="sgd", lr=0.01, late=method == "staged"), world=here)
             state = State(model=model, optimizer=make_optimizer(model, plan.rule))
-            hooks = replace(Ground().hooks(plan), judge=lambda network: (1.0, 0.5))
+            hooks = replace(Ground().hooks(plan), judge=lambda network: Validation(loss=1.0, accuracy=0.5))
             if method == "staged":
                 hooks = replace(hooks, release=Thaw(model))
             fit(state, TASK, replace(data(), rank=here.rank, world=here.size), plan, hooks)

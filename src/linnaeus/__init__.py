@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from linnaeus.predictor import load as load
     from linnaeus.results import Predictions as Predictions
     from linnaeus.results import Scores as Scores
+    from linnaeus.runs import find_lr as find_lr
     from linnaeus.runs import train as train
     from linnaeus.tuning.tuner import tune as tune
 
@@ -47,6 +48,7 @@ _HOMES = {
     "describe_model": "catalogue",
     "ensemble": "ensembles.assembly",
     "evaluate": "judging",
+    "find_lr": "runs",
     "list_models": "models.registry",
     "load": "predictor",
     "read_image": "images",
@@ -67,6 +69,7 @@ __all__ = [
     "describe_model",
     "ensemble",
     "evaluate",
+    "find_lr",
     "list_models",
     "load",
     "read_image",

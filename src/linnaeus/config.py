@@ -171,7 +171,7 @@ class Settings:
     finetune: str = _setting(AUTO, TEXT, "what learns from published weights; see docs/concepts.md", choices=METHODS)
     rank: int = _setting(4, INTEGER, "rank of what lora and adapter add to a layer", low=1, high=1024)
     layer_decay: float = _setting(
-        1.0, NUMBER, "learning rate of a stage / of the next one to the head", low=0.05, high=1.0
+        1.0, NUMBER, "rate of each stage, as a share of the next one's towards the head", low=0.05, high=1.0
     )
     # -- training
     epochs: Any = _setting(AUTO, INTEGER, "how often each training image is seen", low=1, high=100_000)

@@ -29,6 +29,7 @@ from linnaeus.labelling import SINGLE
 from linnaeus.models.registry import Blueprint, Classifier, Entry, count_parameters
 from linnaeus.predictor import Predictor
 from linnaeus.runtime import list_versions
+from linnaeus.training.checkpoint import separate
 from linnaeus.training.tasks import Normalizer
 
 ENSEMBLE = "ensemble"  # the architecture of a bundle with several members
@@ -138,9 +139,9 @@ def _files(product: Product) -> dict[str, bytes]:
 def weights_file(members: Sequence[Mapping[str, torch.Tensor]]) -> bytes:
     """Return the file of a network's weights; those of several bear the member's number before their names."""
     if len(members) == 1:
-        return safetensors.torch.save({name: value.contiguous() for name, value in members[0].items()})
+        return safetensors.torch.save(separate(members[0]))
     named = {f"{i}/{name}": value for i, weights in enumerate(members) for name, value in weights.items()}
-    return safetensors.torch.save({name: value.clone().contiguous() for name, value in named.items()})
+    return safetensors.torch.save(separate(named))
 
 
 def _network(product: Product) -> bytes:

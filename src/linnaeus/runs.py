@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,16 @@ from linnaeus.config import Settings
 from linnaeus.data.preparation import Dataset
 from linnaeus.delivery import Delivery, Product, deliver
 from linnaeus.display import Display, Silent
-from linnaeus.errors import DataError, RunError, TrainingError
+from linnaeus.errors import DataError, RunError, SettingError, TrainingError
 from linnaeus.ground import Ground, lay_ground, read_images, tell_parts
 from linnaeus.learning.course import learn, take_models
 from linnaeus.learning.learner import Learner, Oversight
+from linnaeus.learning.rates import RangeTest, test_rates
 from linnaeus.learning.transfer import check_transfer
 from linnaeus.models.registry import Blueprint, Classifier, Entry, create_model
 from linnaeus.models.weights import load_pretrained
 from linnaeus.recipes import Chooser, Situation, choose_training
+from linnaeus.reporting.ranging import write_range_test
 from linnaeus.reporting.summary import Story, write_report
 from linnaeus.results import Choice, RunResult
 from linnaeus.runfolder import RunFolder, check_free, create_run, open_run
@@ -67,7 +69,7 @@ class Run:
         """The settings as far as they are chosen."""
         return self.chooser.settings
 
-    @contextmanager
+    @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         """Add the time that the block takes to the account of a stage."""
         start = time.perf_counter()
@@ -113,11 +115,44 @@ def train(
                 run.folder.close()
 
 
-def _begin(run: Run, out: str | Path | None) -> RunResult:
+def find_lr(
+    data: Any, *, out: str | Path | None = None, display: Display | None = None, **settings: Any
+) -> tuple[RangeTest, Path]:
+    """Find which learning rates suit a run: the range test of Smith (2017), from the start that the run would have.
+
+    Args:
+        data, out, display, settings: as `train` takes them. A budget is passed over: the test has 200 steps at most.
+
+    Returns:
+        What was found, and the page with its curve in the run folder that was made for it.
+
+    Raises:
+        SettingError: for settings that train no more than the head, beside all that `train` raises.
+    """
+    if settings.get("finetune") == "head":
+        raise SettingError("weights that follow a gradient", got="finetune=head", fix="Leave finetune out.")
+    with join_world() as world, Interrupts() as interrupts:
+        told = display or Silent()
+        chooser = Chooser(settings=Settings.of({**settings, "budget": 0}), tell=told.choice)
+        run = Run(data=data, chooser=chooser, display=told, interrupts=interrupts, world=world,
+                  started=time.perf_counter())  # fmt: skip
+        _check_begin(run, out)
+        start = _prepare(run)
+        found = test_rates(_build_learner(run, start))
+        folder = create_run(out, start.dataset.source.name)
+        with contextlib.closing(folder):
+            return found, write_range_test(folder.path, found.to_dict(), name=start.dataset.source.name)
+
+
+def _check_begin(run: Run, out: str | Path | None) -> None:
     if run.data is None:
         raise DataError("data to train on", got="none", fix="Name a folder: linnaeus train FOLDER")
     check_free(out)
     keep_memory()
+
+
+def _begin(run: Run, out: str | Path | None) -> RunResult:
+    _check_begin(run, out)
     start = _prepare(run)
     with run.timed("building"):
         learner = _build_learner(run, start)  # before there is a folder: it refuses what contradicts itself

@@ -25,10 +25,9 @@ _STARTED = time.perf_counter()
     "--out", type=click.Path(path_type=Path), help="The run's folder, new or empty. Default: runs/NAME-1, ..."
 )
 @click.option("--resume", type=click.Path(path_type=Path), help="Go on with an interrupted run, with its settings.")
+@click.option("--find-lr", is_flag=True, help="Only try which learning rates suit, and draw the curve.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document.")
-def train(
-    data: str | None, pairs: tuple[str, ...], out: Path | None, resume: Path | None, as_json: bool, **flags: Any
-) -> None:
+def train(data: str | None, pairs: tuple[str, ...], resume: Path | None, find_lr: bool, **flags: Any) -> None:
     """Train a classifier on DATA and write a run folder with its bundle and report.
 
     DATA is a folder with a folder of pictures for each class (split into train, val and test or not), a CSV or
@@ -41,7 +40,33 @@ def train(
     """
     if data is not None and "=" in data and not os.path.exists(data):
         pairs, data = (data, *pairs), None
-    _train(data, read_settings(pairs, flags), out=out, resume=resume, as_json=as_json)
+    out, as_json = flags.pop("out"), flags.pop("as_json")
+    settings = read_settings(pairs, flags)
+    if not find_lr:
+        _train(data, settings, out=out, resume=resume, as_json=as_json)
+    elif resume is not None:
+        raise click.UsageError("--find-lr and --resume cannot be given together.")
+    else:
+        _find_lr(data, settings, out=out, as_json=as_json)
+
+
+def _find_lr(data: str | None, settings: dict[str, Any], *, out: Path | None, as_json: bool) -> None:
+    from linnaeus.display import Terminal
+    from linnaeus.runs import find_lr
+
+    found, page = find_lr(data, out=out, display=Terminal(), **settings)
+    facts = found.to_dict()
+    if as_json:
+        print_json({"page": str(page), **facts})
+        return
+    if facts["steepest"] is None:
+        click.echo("The loss did not fall at any learning rate.")
+    else:
+        click.echo(f"The loss fell fastest at lr={found.steepest:.2g}.")
+        click.echo(f"A tenth of the rate with the lowest loss is lr={found.tenth:.2g}.")
+        told = " ".join(shlex.quote(f"{name}={value}") for name, value in settings.items() if name != "lr")
+        click.echo(f"Next:  linnaeus train {shlex.quote(data or '')} {told}{' ' * bool(told)}lr={found.steepest:.2g}")
+    click.echo(f"Curve: {page}")
 
 
 @commands.command()

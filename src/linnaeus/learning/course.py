@@ -36,7 +36,7 @@ from linnaeus.training.checkpoint import (
 from linnaeus.training.imbalance import resample
 from linnaeus.training.loop import Hooks, Plan, fit
 from linnaeus.training.optim import Rule, Schedule, make_optimizer
-from linnaeus.training.tasks import Supervised
+from linnaeus.training.tasks import Supervised, Task
 from linnaeus.training.tracking import Tracker
 from linnaeus.training.validation import judge
 
@@ -58,10 +58,10 @@ def learn(learner: Learner) -> None:
         learner.warn(
             f"Reading the images took the whole budget ({spent:.0f} s): give more, or run again from the cache."
         )
-    if learner.settings.pretrained and not _start_from_weights(learner, resumed=resumed):
+    if learner.settings.pretrained and not start_from_weights(learner, resumed=resumed):
         return
-    plan = _make_plan(learner)
-    state = _new_state(learner, plan)
+    plan = make_plan(learner)
+    state = new_state(learner, plan)
     _take_up(learner, state)
     learner.ended = "diverged"  # unless the loop comes back
     try:
@@ -71,7 +71,7 @@ def learn(learner: Learner) -> None:
         learner.ended = "memory"
         raise
     finally:
-        learner.history = state.history
+        learner.history, learner.snapshots = state.history, state.snapshots
         learner.trained = count_parameters(learner.model, learning=True)
         # Cut short before anything was judged, what there is is what is kept, unless it is known to be bad.
         learner.best = state.best or (None if learner.ended in ("diverged", "memory") else _last_weights(state))
@@ -90,7 +90,7 @@ def _take_up(learner: Learner, state: State) -> None:
         save_state(state, path)
 
 
-def _start_from_weights(learner: Learner, *, resumed: bool) -> bool:
+def start_from_weights(learner: Learner, *, resumed: bool) -> bool:
     """Prepare a network with published weights, its head fitted. Returns whether to go on and fine-tune it."""
     if learner.settings.finetune != "norm":
         learner.norms = fold_norms(learner.model)
@@ -126,7 +126,8 @@ def _fill(model: Classifier, weights: Weights, norms: Folded) -> Classifier:
     return model
 
 
-def _make_plan(learner: Learner) -> Plan:
+def make_plan(learner: Learner) -> Plan:
+    """Return how long and how to train, as the settings ask for."""
     settings = learner.settings
     limit = math.inf
     if settings.budget:
@@ -168,7 +169,8 @@ def _make_plan(learner: Learner) -> Plan:
     )
 
 
-def _new_state(learner: Learner, plan: Plan) -> State:
+def new_state(learner: Learner, plan: Plan) -> State:
+    """Return the state from which training starts."""
     model = learner.model
     return State(
         model=model,
@@ -192,14 +194,19 @@ def _measure_speed(learner: Learner) -> float:
     return len(indices) / (time.perf_counter() - start)
 
 
-def _run_loop(learner: Learner, state: State, plan: Plan) -> str:
+def open_training(learner: Learner) -> tuple[Task, Loader]:
+    """Return what the steps of training compute, and the batches that they compute it from."""
     settings = learner.settings
     task = Supervised(normalize=learner.normalize, loss=make_loss(learner, learner.device))
     loader = learner.loader("train", batch_size=settings.batch_size, shuffle=True, augment=augmentation(settings))
     labels = learner.dataset.source.labels[loader.indices]
     seen = resample(loader.indices, labels, settings.sampling, seed=settings.seed)
     mix = Mix(mixup=settings.mixup, cutmix=settings.cutmix, classes=learner.blueprint.classes)
-    loader = dataclasses.replace(loader, indices=seen, mix=mix)
+    return task, dataclasses.replace(loader, indices=seen, mix=mix)
+
+
+def _run_loop(learner: Learner, state: State, plan: Plan) -> str:
+    task, loader = open_training(learner)
     tracker = Tracker(learner.folder.path / "tensorboard") if learner.world.leads and learner.folder else None
     hooks = _make_hooks(learner, state, plan, tracker)
     try:

@@ -83,11 +83,14 @@ def begin_transfer(model: Classifier, settings: Settings) -> None:
 def _find(model: Classifier, method: str, rank: int) -> list[str]:
     """Return the names of the weights (of the layers, for lora and adapter) before the head that a method changes."""
     if method in KINDS:
-        names = [name for name, layer in list_layers(model).items() if is_smaller(layer, method, rank)]
-    elif method == "bias":
-        names = [name for name, _ in model.named_parameters() if name.endswith("bias")]
-    else:
-        names = _list_norms(model)
+        layers = [name for name, layer in list_layers(model).items() if is_smaller(layer, method, rank)]
+        return [name.removesuffix(".weight") for name in _before_head(model, [f"{name}.weight" for name in layers])]
+    biases = [name for name, _ in model.named_parameters() if name.endswith("bias")]
+    return _before_head(model, biases if method == "bias" else _list_norms(model))
+
+
+def _before_head(model: Classifier, names: Sequence[str]) -> list[str]:
+    """Return those names of weights that lie in a stage."""
     stages = model.stages()
     return [name for name, stage in place_weights(names, stages).items() if stage < len(stages)]
 

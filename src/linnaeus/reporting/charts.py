@@ -139,6 +139,33 @@ def curve_chart(title: str, curves: Sequence[tuple[Sequence[tuple[float, float]]
     )
 
 
+def rate_chart(title: str, rates: Sequence[float], losses: Sequence[float], marks: Mapping[str, float]) -> str:
+    """Return a figure with losses over rising learning rates on a logarithmic scale, some of them marked by name."""
+    low, high = math.log10(rates[0]), math.log10(rates[-1])
+    wide = _WIDTH - _LEFT - _RIGHT
+    # What diverges at the end would leave no room for the rest.
+    ticks = _ticks(min(losses), min(max(losses), 2 * losses[0]))
+
+    def place(rate: float) -> float:
+        return _LEFT + wide * (math.log10(rate) - low) / max(1e-9, high - low)
+
+    line = _stroke([f"{place(rate):.1f},{_y(loss, ticks):.1f}" for rate, loss in zip(rates, losses)], "s1")
+    powers = "".join(
+        f'<text x="{place(10.0**power):.1f}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle">1e{power}</text>'
+        for power in range(math.ceil(low - 1e-9), math.floor(high + 1e-9) + 1)
+    )
+    drawn = "".join(
+        f'<line class="best" x1="{place(rate):.1f}" x2="{place(rate):.1f}" y1="{_TOP - 2}" y2="{_HEIGHT - _BOTTOM}"/>'
+        f'<text class="best" x="{place(rate):.1f}" y="{_TOP - 6}" text-anchor="middle">{text(name)}</text>'
+        for name, rate in marks.items()
+    )
+    return (
+        f'<figure class="chart"><figcaption><b>{text(title)}</b></figcaption>'
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{text(title)}">'
+        f"{_levels(ticks)}{powers}{drawn}{line}</svg></figure>"
+    )
+
+
 def _curve(points: Sequence[tuple[float, float]], ticks: Sequence[float], kind: str) -> str:
     wide = _WIDTH - _LEFT - _RIGHT
     finite = [(share, value) for share, value in points if math.isfinite(value)]

@@ -20,11 +20,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from linnaeus.errors import ImageError, LinnaeusError
 from linnaeus.serving import page, protocol
 from linnaeus.serving.batcher import OverloadedError
-from linnaeus.serving.catalogue import OpenModel
 from linnaeus.serving.guard import SECURITY_HEADERS, Guard, Refusal
 from linnaeus.serving.intake import Intake, IntakeError, read_uploads
 from linnaeus.serving.metrics import Metrics
 from linnaeus.serving.service import Answer, Service, UnknownFormatError, Upload
+from linnaeus.serving.shelf import OpenModel
 
 # Without a token: what tells no more than that it is there, and the page, which asks its user for the token.
 OPEN_PATHS = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", *page.PATHS)
@@ -93,9 +93,7 @@ class _Routes:
 
     async def models(self, request: Request) -> Response:
         """List the models with their classes."""
-        found = [
-            {"name": each.name, "version": each.version, "classes": each.classes} for each in self._service.catalogue
-        ]
+        found = [{"name": each.name, "version": each.version, "classes": each.classes} for each in self._service.shelf]
         return _json({"models": found})
 
     async def live(self, request: Request) -> Response:
@@ -129,9 +127,9 @@ class _Routes:
         return Response(self._openapi, media_type="application/json")
 
     def _find(self, name: str | None, version: str | None = None) -> OpenModel:
-        model = self._service.catalogue.find(name)
+        model = self._service.shelf.find(name)
         if model is None:
-            known = ", ".join(each.name for each in self._service.catalogue)
+            known = ", ".join(each.name for each in self._service.shelf)
             raise IntakeError(404, f"Expected a model that is served: {known}.")
         if version is not None and version != model.version:
             raise IntakeError(404, f"Expected version {model.version} of {model.name}.")

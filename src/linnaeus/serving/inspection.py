@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from linnaeus.errors import LinnaeusError
-from linnaeus.serving.catalogue import open_model
+from linnaeus.serving.shelf import open_model
 
 
 def main() -> None:

@@ -45,16 +45,20 @@ class Intake:
             raise self._too_large()
         received = bytearray()
         try:
+            await self._receive(request, received)
+            yield bytes(received)
+        finally:
+            self._held -= len(received)
+
+    async def _receive(self, request: Request, received: bytearray) -> None:
+        try:
             async with asyncio.timeout(self._limits.body_start) as clock:
                 start = asyncio.get_running_loop().time() + self._limits.body_start
                 async for chunk in request.stream():
                     self._take(received, chunk)
                     clock.reschedule(start + len(received) / self._limits.body_rate)
-            yield bytes(received)
         except TimeoutError:
             raise IntakeError(408, "Expected the whole body in time. Send it faster, or a smaller picture.") from None
-        finally:
-            self._held -= len(received)
 
     def _take(self, received: bytearray, chunk: bytes) -> None:
         if len(received) + len(chunk) > self._limits.body:

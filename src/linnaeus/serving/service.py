@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +15,8 @@ from linnaeus.decoding import HEAD_BYTES, Picture, picture_format
 from linnaeus.errors import ImageError
 from linnaeus.results import Predictions
 from linnaeus.serving.batcher import Admission, Batcher, Done
-from linnaeus.serving.catalogue import Catalogue, OpenModel
 from linnaeus.serving.metrics import Metrics
+from linnaeus.serving.shelf import OpenModel, Shelf
 from linnaeus.serving.terms import Limits
 
 Pixels = NDArray[np.uint8]
@@ -47,15 +46,18 @@ class Answer:
 
 
 class Service:
-    """Classifies pictures with the models of a catalogue. All but `close` is to be used from one event loop."""
+    """Classifies pictures with the models of a shelf; decodes on `threads`, and on two where a picture may be slow.
 
-    def __init__(self, catalogue: Catalogue, *, limits: Limits, metrics: Metrics) -> None:
-        self.catalogue, self.limits, self.metrics = catalogue, limits, metrics
+    All but `close` is to be used from one event loop.
+    """
+
+    def __init__(self, shelf: Shelf, *, limits: Limits, metrics: Metrics, threads: int) -> None:
+        self.shelf, self.limits, self.metrics = shelf, limits, metrics
         self.draining = False
         self.batcher: Batcher[OpenModel, Pixels, Row] = Batcher(
             _compute, size=limits.batch, window=limits.window, capacity=limits.queue, longest_wait=limits.longest_wait
         )
-        self._decoders = ThreadPoolExecutor(os.cpu_count() or 1, "decode")
+        self._decoders = ThreadPoolExecutor(max(2, threads), "decode")
 
     @property
     def alive(self) -> bool:

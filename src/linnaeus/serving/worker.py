@@ -19,11 +19,11 @@ import uvicorn
 
 from linnaeus.errors import LinnaeusError
 from linnaeus.serving.app import OPEN_PATHS, create_app
-from linnaeus.serving.catalogue import Catalogue, OpenModel
 from linnaeus.serving.connection import connection_within
 from linnaeus.serving.guard import Guard
 from linnaeus.serving.metrics import Metrics
 from linnaeus.serving.service import Service
+from linnaeus.serving.shelf import OpenModel, Shelf
 from linnaeus.serving.terms import Terms
 
 BEAT = 1.0  # seconds between two signs of life
@@ -33,7 +33,7 @@ _log = logging.getLogger("linnaeus.serving")
 def work(terms: Terms, listener: socket.socket, channel: socket.socket) -> None:
     """Serve until SIGTERM, SIGINT or the end of the supervisor. Raises BundleError."""
     metrics = Metrics()
-    threads = max(1, (os.cpu_count() or 1) // terms.workers)
+    threads = max(1, _available_cores() // terms.workers)
 
     def note_change(old: OpenModel, new: OpenModel | None) -> None:
         metrics.changed(old.name, taken=new is not None)
@@ -41,12 +41,17 @@ def work(terms: Terms, listener: socket.socket, channel: socket.socket) -> None:
             metrics.serves(old.name, old.version, now=False)
             metrics.serves(new.name, new.version, now=True)
 
-    catalogue = Catalogue(terms.bundles, threads=threads, on_change=note_change)
-    for model in catalogue:
+    shelf = Shelf(terms.bundles, threads=threads, on_change=note_change)
+    for model in shelf:
         metrics.serves(model.name, model.version, now=True)
-    service = Service(catalogue, limits=terms.limits, metrics=metrics)
+    service = Service(shelf, limits=terms.limits, metrics=metrics, threads=threads)
     app = create_app(service, Guard(terms, open_paths=OPEN_PATHS))
     asyncio.run(_serve(_Server(_configure(app, terms)), service, listener, channel))
+
+
+def _available_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Server(uvicorn.Server):
@@ -115,7 +120,7 @@ async def _watch(service: Service) -> None:
     while True:
         await asyncio.sleep(service.limits.watch)
         try:
-            await asyncio.to_thread(service.catalogue.refresh)
+            await asyncio.to_thread(service.shelf.refresh)
         except Exception:  # whatever happens to a new bundle, the old one goes on answering
             _log.exception("A new bundle could not be looked at")
 

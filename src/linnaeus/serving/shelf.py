@@ -68,7 +68,7 @@ def read_version(path: str | Path) -> str:
         raise BundleError(f"a manifest in {folder}", got=str(error), fix="Try again.") from None
 
 
-class Catalogue:
+class Shelf:
     """Open models by name, each from a path that is looked at again and again.
 
     Args:
@@ -115,9 +115,9 @@ class Catalogue:
     def _exchange(self, name: str, path: str) -> None:
         old = self._models[name]
         try:
-            if read_version(path) == old.version:
-                return
             inspect_bundle(path)
+            if read_version(path) == old.version:  # touched, or put back
+                return
             new = open_model(name, path, threads=self._threads)
         except BundleError as error:
             _log.error("%s: a new bundle is refused, version %s goes on answering. %s", name, old.version[:12], error)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from linnaeus.serving.batcher import Batcher, Done, OverloadedError
+from linnaeus.serving.batcher import Batcher, Done, OverloadedError, Pace
 
 
 class Machine:
@@ -33,8 +33,8 @@ def run(machine: Machine, scene: Callable[[Batcher], Awaitable[Any]], **options:
     """Play a scene with a batcher over a machine."""
 
     async def play() -> Any:
-        settings = {"size": 4, "window": 0.0, "capacity": 100, "longest_wait": 1000.0} | options
-        batcher = Batcher(machine.compute, **settings)
+        settings = {"lanes": 1, "size": 4, "window": 0.0, "capacity": 100, "longest_wait": 1000.0} | options
+        batcher = Batcher(machine.compute, pace=Pace(**settings))
         try:
             return await asyncio.wait_for(scene(batcher), 10)
         finally:
@@ -77,6 +77,24 @@ def test_what_waits_goes_together_in_order() -> None:
 
     run(machine, scene)
     assert machine.batches == [("a", [0]), ("a", [1, 2, 3, 4]), ("a", [5, 6])]
+
+
+def test_lanes_share_the_work() -> None:
+    """With two lanes two batches are computed at one time, and what comes together is shared out between them."""
+    machine = Machine()
+    machine.go.clear()
+
+    async def scene(batcher: Batcher) -> None:
+        with batcher.admit(9) as admission:
+            tasks = [asyncio.create_task(admission.submit("a", i)) for i in range(9)]
+            await asyncio.sleep(0.05)
+            assert len(machine.batches) == 2
+            machine.go.set()
+            await asyncio.gather(*tasks)
+
+    run(machine, scene, lanes=2, window=5.0)
+    assert sorted(item for _, items in machine.batches for item in items) == list(range(9))
+    assert max(len(items) for _, items in machine.batches) <= 4
 
 
 def test_keys_are_not_mixed() -> None:

@@ -35,7 +35,7 @@ NOTE = b'--edge\r\nContent-Disposition: form-data; name="note"\r\n\r\nhello\r\n'
 @pytest.fixture(scope="module")
 def server(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Run a service with one model, to ask only."""
-    limits = Limits(linger=0.2, body=200_000, window=0.05, images=8)
+    limits = Limits(linger=0.2, body=200_000, window=0.05, batch=8, images=8)
     with serving(tmp_path_factory.mktemp("server"), {"colours": run_folder}, limits=limits) as running:
         yield running
         assert "Traceback" not in running.said()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -81,8 +82,8 @@ def test_the_command(run_folder: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "linnaeus", "serve", str(run_folder), "--port", "0"]
     with log.open("w") as stream:
         process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(SOURCES)}, stderr=stream)
-    wait_until(lambda: "Serving" in log.read_text() or process.poll() is not None)
-    port = int(log.read_text().rsplit(":", 1)[1])
+    wait_until(lambda: " INFO Serving " in log.read_text() or process.poll() is not None)
+    port = int(re.findall(r"http://\S+:(\d+)", log.read_text())[0])
     reply = Server(process=process, log=log, port=port).post("/classify", picture())
     assert reply.json()["model"] == run_folder.name
     process.send_signal(signal.SIGINT)

@@ -49,6 +49,30 @@ class _Waiting(Generic[Key, Item, Result]):
     future: asyncio.Future[Done[Result]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """How a batcher works.
+
+    Attributes:
+        lanes: batches that are computed at one time, each in a thread of its own.
+        size: most items in a batch. window: longest wait for company, in seconds.
+        capacity: items that may be admitted at one time.
+        longest_wait: seconds of work beyond which nobody else is admitted; one batch for each lane always is.
+    """
+
+    lanes: int
+    size: int
+    window: float
+    capacity: int
+    longest_wait: float
+
+
+@dataclass(kw_only=True, eq=False)
+class _Batch(Generic[Key, Item, Result]):
+    waiting: list[_Waiting[Key, Item, Result]]
+    started: float
+
+
 class Admission(Generic[Key, Item, Result]):
     """Room for some items in a batcher; `left` is for how many more."""
 
@@ -63,34 +87,22 @@ class Admission(Generic[Key, Item, Result]):
 
 
 class Batcher(Generic[Key, Item, Result]):
-    """Computes items of the same key together, first come, first served, in a thread of its own.
+    """Computes items of the same key together, first come, first served.
 
     Args:
         compute: called with a key and items; returns one result for each. If it raises for several items, each is
-            computed alone, so that an item fails for itself only.
-        size: most items in a batch. window: longest wait for company, in seconds.
-        capacity: items that may be admitted at one time.
-        longest_wait: seconds of work beyond which nobody else is admitted; one batch always is.
+            computed alone, so that an item fails for itself only. With several lanes it is called in several threads.
+        pace: how many, how large, how soon.
 
     All methods are to be called from one event loop.
     """
 
-    def __init__(
-        self,
-        compute: Callable[[Key, list[Item]], Sequence[Result]],
-        *,
-        size: int,
-        window: float,
-        capacity: int,
-        longest_wait: float,
-    ) -> None:
-        self._compute, self._size, self._window = compute, size, window
-        self._capacity, self._longest_wait = capacity, longest_wait
+    def __init__(self, compute: Callable[[Key, list[Item]], Sequence[Result]], *, pace: Pace) -> None:
+        self._compute, self._pace = compute, pace
         self._queue: deque[_Waiting[Key, Item, Result]] = deque()
-        self._running: list[_Waiting[Key, Item, Result]] = []
-        self._started = 0.0
+        self._running: list[_Batch[Key, Item, Result]] = []
         self._timer: asyncio.TimerHandle | None = None
-        self._thread = ThreadPoolExecutor(1, "compute")
+        self._threads = ThreadPoolExecutor(pace.lanes, "compute")
         self._expected = 0  # admitted and not submitted yet
         self.admitted = 0
         self.seconds_per_item = 0.0
@@ -98,8 +110,8 @@ class Batcher(Generic[Key, Item, Result]):
     def check_room(self, count: int = 1) -> None:
         """Raise OverloadedError unless so many more items can be admitted now."""
         work = self.admitted * self.seconds_per_item
-        full = self.admitted + count > self._capacity
-        if full or (self.admitted >= self._size and work > self._longest_wait):
+        full = self.admitted + count > self._pace.capacity
+        if full or (self.admitted >= self._pace.lanes * self._pace.size and work > self._pace.longest_wait):
             raise OverloadedError(max(1, math.ceil(work)))
 
     @contextlib.contextmanager
@@ -124,22 +136,22 @@ class Batcher(Generic[Key, Item, Result]):
         return future
 
     def running_for(self) -> float:
-        """Return for how many seconds the batch of this moment has been computed; 0 if there is none."""
-        return time.monotonic() - self._started if self._running else 0.0
+        """Return for how many seconds the oldest batch of this moment has been computed; 0 if there is none."""
+        return time.monotonic() - self._running[0].started if self._running else 0.0
 
     def close(self) -> None:
-        """Let the thread end; nothing can be submitted any more."""
-        self._thread.shutdown(wait=False)
+        """Let the threads end; nothing can be submitted any more."""
+        self._threads.shutdown(wait=False)
 
     def _consider(self) -> None:
-        """Start a batch if the thread is free and nobody is worth waiting for."""
-        if self._running or not self._queue:
-            return
-        left = self._queue[0].since + self._window - time.monotonic()
-        if len(self._queue) >= self._size or self._expected == 0 or left <= 0:
+        """Start batches while a lane is free and nobody is worth waiting for."""
+        while self._queue and len(self._running) < self._pace.lanes:
+            left = self._queue[0].since + self._pace.window - time.monotonic()
+            if len(self._queue) < self._pace.size and self._expected > 0 and left > 0:
+                if self._timer is None:
+                    self._timer = asyncio.get_running_loop().call_later(left, self._wake)
+                return
             self._launch()
-        elif self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(left, self._wake)
 
     def _wake(self) -> None:
         self._timer = None
@@ -149,16 +161,20 @@ class Batcher(Generic[Key, Item, Result]):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._running = self._take()
-        self._started = time.monotonic()
-        key, items = self._running[0].key, [waiting.item for waiting in self._running]
-        work = asyncio.get_running_loop().run_in_executor(self._thread, self._compute_all, key, items)
-        work.add_done_callback(self._finish)
+        batch = _Batch(waiting=self._take(), started=time.monotonic())
+        self._running.append(batch)
+        key, items = batch.waiting[0].key, [waiting.item for waiting in batch.waiting]
+        work = asyncio.get_running_loop().run_in_executor(self._threads, self._compute_all, key, items)
+        work.add_done_callback(lambda work: self._finish(batch, work))
 
     def _take(self) -> list[_Waiting[Key, Item, Result]]:
-        """Remove the oldest item and those of the same key that fit in its batch, in their order."""
+        """Remove the oldest item and those of the same key that fit in its batch, in their order.
+
+        What waits is shared out among the free lanes.
+        """
         key = self._queue[0].key
-        batch = [waiting for waiting in self._queue if waiting.key == key][: self._size]
+        share = math.ceil(len(self._queue) / (self._pace.lanes - len(self._running)))
+        batch = [waiting for waiting in self._queue if waiting.key == key][: min(share, self._pace.size)]
         chosen = {id(waiting) for waiting in batch}
         self._queue = deque(waiting for waiting in self._queue if id(waiting) not in chosen)
         return batch
@@ -171,18 +187,18 @@ class Batcher(Generic[Key, Item, Result]):
                 return [error]
             return [self._compute_all(key, [item])[0] for item in items]
 
-    def _finish(self, work: asyncio.Future[Sequence[Result | Exception]]) -> None:
-        batch, self._running = self._running, []
-        seconds = time.monotonic() - self._started
-        each = seconds / len(batch)
+    def _finish(self, batch: _Batch[Key, Item, Result], work: asyncio.Future[Sequence[Result | Exception]]) -> None:
+        self._running.remove(batch)
+        seconds = time.monotonic() - batch.started
+        each = seconds / len(batch.waiting) / self._pace.lanes
         known = self.seconds_per_item or each
         self.seconds_per_item = _MEMORY * known + (1 - _MEMORY) * each
-        for waiting, result in zip(batch, work.result(), strict=True):
+        for waiting, result in zip(batch.waiting, work.result(), strict=True):
             if waiting.future.done():  # nobody waits for it any more
                 continue
             if isinstance(result, Exception):
                 waiting.future.set_exception(result)
                 continue
-            waited = self._started - waiting.since
-            waiting.future.set_result(Done(result=result, waited=waited, computed=seconds, together=len(batch)))
+            waited, together = batch.started - waiting.since, len(batch.waiting)
+            waiting.future.set_result(Done(result=result, waited=waited, computed=seconds, together=together))
         self._consider()

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from linnaeus.decoding import HEAD_BYTES, Picture, picture_format
 from linnaeus.errors import ImageError
 from linnaeus.results import Predictions
-from linnaeus.serving.batcher import Admission, Batcher, Done
+from linnaeus.serving.batcher import Admission, Batcher, Done, Pace
 from linnaeus.serving.metrics import Metrics
 from linnaeus.serving.shelf import OpenModel, Shelf
 from linnaeus.serving.terms import Limits
@@ -46,7 +46,7 @@ class Answer:
 
 
 class Service:
-    """Classifies pictures with the models of a shelf; decodes on `threads`, and on two where a picture may be slow.
+    """Classifies pictures with the models of a shelf, on so many threads, and decodes on as many, at least two.
 
     All but `close` is to be used from one event loop.
     """
@@ -54,9 +54,14 @@ class Service:
     def __init__(self, shelf: Shelf, *, limits: Limits, metrics: Metrics, threads: int) -> None:
         self.shelf, self.limits, self.metrics = shelf, limits, metrics
         self.draining = False
-        self.batcher: Batcher[OpenModel, Pixels, Row] = Batcher(
-            _compute, size=limits.batch, window=limits.window, capacity=limits.queue, longest_wait=limits.longest_wait
+        pace = Pace(
+            lanes=threads,
+            size=limits.batch,
+            window=limits.window,
+            capacity=limits.queue,
+            longest_wait=limits.longest_wait,
         )
+        self.batcher: Batcher[OpenModel, Pixels, Row] = Batcher(_compute, pace=pace)
         self._decoders = ThreadPoolExecutor(max(2, threads), "decode")
 
     @property

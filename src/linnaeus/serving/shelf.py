@@ -47,10 +47,14 @@ class OpenModel:
         return self.predictor.predict_pixels(np.stack(pictures))
 
 
-def open_model(name: str, path: str | Path, *, threads: int) -> OpenModel:
-    """Open a bundle, every hash checked, and let it answer one grey picture. Raises BundleError."""
+def open_model(name: str, path: str | Path) -> OpenModel:
+    """Open a bundle, every hash checked, and let it answer one grey picture. Raises BundleError.
+
+    Its network computes on the thread that calls it. Several callers at one time then use several cores, and none
+    waits for a thread that another program has pushed aside, which can take half of the speed and more.
+    """
     version = read_version(path)
-    predictor = Predictor(read_bundle(path), threads=threads)
+    predictor = Predictor(read_bundle(path), threads=1)
     model = OpenModel(name=name, version=version, predictor=predictor)
     wanted = predictor.bundle.preprocess
     model.compute([np.full((wanted.height, wanted.width, wanted.channels), 128, np.uint8)])
@@ -73,7 +77,6 @@ class Shelf:
 
     Args:
         bundles: a path for each name.
-        threads: CPU threads of each network.
         on_change: called for each new bundle with the old model and the new one, None if that is refused.
 
     Raises BundleError.
@@ -83,13 +86,12 @@ class Shelf:
         self,
         bundles: Mapping[str, str],
         *,
-        threads: int,
         on_change: Callable[[OpenModel, OpenModel | None], None] = lambda old, new: None,
     ) -> None:
-        self._paths, self._threads, self._on_change = dict(bundles), threads, on_change
+        self._paths, self._on_change = dict(bundles), on_change
         self._seen = {name: sign_files(path) for name, path in bundles.items()}
         self._settled = dict(self._seen)
-        self._models = {name: open_model(name, path, threads=threads) for name, path in bundles.items()}
+        self._models = {name: open_model(name, path) for name, path in bundles.items()}
 
     def __iter__(self) -> Iterator[OpenModel]:
         return iter(list(self._models.values()))
@@ -118,7 +120,7 @@ class Shelf:
             inspect_bundle(path)
             if read_version(path) == old.version:  # touched, or put back
                 return
-            new = open_model(name, path, threads=self._threads)
+            new = open_model(name, path)
         except BundleError as error:
             _log.error("%s: a new bundle is refused, version %s goes on answering. %s", name, old.version[:12], error)
             self._on_change(old, None)

@@ -39,7 +39,7 @@ class Limits:
     bodies: int = 64 * _MIB
     images: int = 32
     queue: int = 128
-    batch: int = 8
+    batch: int = 2
     window: float = 0.002
     longest_wait: float = 5.0
     header: float = 5.0

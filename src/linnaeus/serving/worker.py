@@ -41,7 +41,7 @@ def work(terms: Terms, listener: socket.socket, channel: socket.socket) -> None:
             metrics.serves(old.name, old.version, now=False)
             metrics.serves(new.name, new.version, now=True)
 
-    shelf = Shelf(terms.bundles, threads=threads, on_change=note_change)
+    shelf = Shelf(terms.bundles, on_change=note_change)
     for model in shelf:
         metrics.serves(model.name, model.version, now=True)
     service = Service(shelf, limits=terms.limits, metrics=metrics, threads=threads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import io
 import json
@@ -357,6 +358,20 @@ def test_several_models(run_folder: Path, bundle: Path, tmp_path: Path) -> None:
             assert {entry["label"] for entry in answer["predictions"][0]["top"]} == set(known)
         assert {each["name"] for each in server.get("/models").json()["models"]} == {"colours", "letters"}
         assert len({answer["version"] for answer in said}) == 2
+
+
+def test_several_labels_a_picture(bundle: Path, tmp_path: Path) -> None:
+    """Where a picture may have several labels, all that it is given are named, by both protocols."""
+    describe_anew(bundle, format=2, labelling="multi-label", thresholds=[0.0, 1.0, 0.0])
+    expected = Predictor(bundle).predict(picture())
+    with serving(tmp_path, {"a": bundle}) as server:
+        (found,) = server.post("/classify", picture()).json()["predictions"]
+        assert found["labels"] == list(expected.labels[0]) == [CLASSES[0], CLASSES[2]]
+        assert "label" not in found
+        assert found["probability"] == expected.confidences[0]
+        tensor = {"name": "images", "datatype": "BYTES", "shape": [1], "data": [base64.b64encode(picture()).decode()]}
+        said = server.post("/v2/models/a/infer", json.dumps({"inputs": [tensor]})).json()
+        assert json.loads(said["outputs"][1]["data"][0]) == found["labels"]
 
 
 def test_too_much_is_refused_at_once(run_folder: Path, tmp_path: Path) -> None:

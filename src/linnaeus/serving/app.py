@@ -143,18 +143,20 @@ def _read_top(text: str) -> int:
 
 
 def _describe(answer: Answer, top: int, seconds: Mapping[str, float]) -> dict[str, Any]:
-    ranked = zip(answer.predictions.names, answer.predictions.top(top))
+    found = answer.predictions
+    several = found.thresholds is not None
+    rows = zip(found.names, found.labels, found.confidences.tolist(), found.top(top))
     return {
         "model": answer.model.name,
         "version": answer.model.version,
         "predictions": [
             {
                 "name": name,
-                "label": best[0][0],
-                "probability": best[0][1],
+                **({"labels": list(labels)} if several else {"label": labels}),
+                "probability": confidence,
                 "top": [{"label": label, "probability": probability} for label, probability in best],
             }
-            for name, best in ranked
+            for name, labels, confidence, best in rows
         ],
         "milliseconds": {stage: round(1000 * value, 3) for stage, value in seconds.items()},
     }

@@ -5,7 +5,7 @@ A model takes one input and gives two outputs:
     images          BYTES (N), whole files of pictures: raw in a binary tensor, base64 in JSON;
                     or UINT8 (N, H, W, C), pixels with C of 1, 3 or 4
     probabilities   FP32 (N, K)
-    labels          BYTES (N), the most probable class of each
+    labels          BYTES (N), the most probable class of each; where an image may have several, a list of them in JSON
 
 https://github.com/kserve/open-inference-protocol
 """
@@ -187,7 +187,8 @@ def write_answer(question: Question, predictions: Predictions, *, model: str, ve
 def _output(name: str, predictions: Predictions) -> tuple[dict[str, Any], list[Any], bytes]:
     """Return an output's description, its values for JSON and its bytes for a binary tensor."""
     if name == "labels":
-        labels = predictions.labels
+        several = predictions.thresholds is not None
+        labels = [json.dumps(names) if several else names for names in predictions.labels]
         described = {"name": name, "datatype": "BYTES", "shape": [len(labels)]}
         return described, labels, join_bytes([label.encode(errors="replace") for label in labels])
     rows = predictions.probabilities

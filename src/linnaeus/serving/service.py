@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from linnaeus.decoding import HEAD_BYTES, Picture, picture_format
 from linnaeus.errors import ImageError
+from linnaeus.predictor import decide
 from linnaeus.results import Predictions
 from linnaeus.serving.batcher import Admission, Batcher, Done, Pace
 from linnaeus.serving.metrics import Metrics
@@ -80,11 +81,8 @@ class Service:
                 done = await _submit(admission, model, decoded)
         finally:
             self.metrics.holds(self.batcher.admitted)
-        predictions = Predictions(
-            classes=model.classes,
-            probabilities=np.stack([each.result for each in done]),
-            names=tuple(upload.name for upload in uploads),
-        )
+        probabilities = np.stack([each.result for each in done])
+        predictions = decide(model.predictor.bundle, probabilities, [upload.name for upload in uploads])
         seconds = {
             "decode": decoding,
             "wait": max(each.waited for each in done),

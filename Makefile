@@ -14,7 +14,7 @@ setup: $(VENV)/.done
 $(VENV)/.done: constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[train,tune,parquet,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[train,tune,parquet,serve,dev]"
 	touch $@
 
 demo: setup

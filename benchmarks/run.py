@@ -31,12 +31,14 @@ import loop_cost
 import memory
 import photographs
 import predict_start
+import serving
 from machine import describe_machine, tell_machine
 from measuring import BENCH, HERE, Bench, Figure, ProcessError, Skip
 
 BENCHMARKS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "digits": digits.measure,
     "predict_start": predict_start.measure,
+    "serving": serving.measure,
     "loop_cost": loop_cost.measure,
     "feeding": feeding.measure,
     "memory": memory.measure,

@@ -35,6 +35,7 @@ ROWS = (
     ("learning", "delivery", "ground", "trials", "reporting.summary"),
     ("runs", "looking", "ensembles"),
     ("crossval", "estimator", "tuning"),
+    ("serving",),
     ("cli",),
     ("__main__",),
 )
@@ -52,6 +53,8 @@ RUN_SIDE = (
     "predictor",
     "display",
     "comparison",
+    "serving.worker",
+    "serving.supervisor",
     "cli.main",
 )
 HEAVY = ("torch", "torchvision", "timm", "sklearn", "safetensors", "onnx")
@@ -61,6 +64,7 @@ INSIDE = {
     ("catalogue", "torch"): "start-up: most of a second, and few networks need it",
     ("cli.combining", "linnaeus"): "start-up: a command loads what it needs",
     ("cli.judging", "linnaeus"): "start-up: a command loads what it needs",
+    ("cli.serving", "linnaeus"): "start-up: a command loads what it needs",
     ("cli.training", "linnaeus"): "start-up: a command loads what it needs",
     ("cli.using", "linnaeus"): "start-up: a command loads what it needs",
     ("data.mixing", "scipy"): "start-up: a fifth of a second, and few runs mix images",
@@ -310,6 +314,7 @@ def test_the_commands_and_their_flags() -> None:
         "models": ["PATTERN", "--small", "--measure", "--json"],
         "predict": ["BUNDLE", "IMAGES", "--top", "--json", "--csv"],
         "report": ["RUN"],
+        "serve": ["BUNDLES", "--host", "--port", "--workers", "--token-file", "--allow-host"],
         "settings": [],
         "train": [
             "DATA",

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import click
 
-from linnaeus.cli import combining, judging, training, using  # noqa: F401  (imported for the commands that they add)
+from linnaeus.cli import combining, judging, serving, training, using  # noqa: F401  (imported for the commands that they add)
 from linnaeus.cli.root import commands
 from linnaeus.config import RULES
 from linnaeus.errors import LinnaeusError, explain_missing

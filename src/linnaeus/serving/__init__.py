@@ -1,0 +1,1 @@
+"""The web service: bundles that answer over HTTP, on ONNX Runtime alone."""

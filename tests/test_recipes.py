@@ -84,6 +84,7 @@ GIVEN = {
     "batch_size": 17,
     "accumulate": 3,
     "logit_adjustment": 0.5,
+    "loss": "mse",
     "optimizer": "adam",
     "lr": 0.0123,
     "momentum": 0.5,

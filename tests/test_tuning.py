@@ -65,7 +65,8 @@ def test_the_winner_is_the_best_on_validation(found: Tuning) -> None:
     assert [trial["number"] for trial in told["trials"]] == [0, 1, 2, 3]
     page = Path(found.report).read_text()
     assert "chosen on validation alone" in page
-    assert "http" not in page
+    assert "http:" not in page
+    assert "https:" not in page
 
 
 def test_the_first_trial_is_the_default_recipe(found: Tuning, data: Path, tmp_path: Path) -> None:

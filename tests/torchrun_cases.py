@@ -162,7 +162,7 @@ def check_alike(state: State) -> None:
 def memory_runs_out(world: World) -> None:
     """Where memory runs out in one process, both compute in as many parts, to the weights of one that was told to."""
     states, told = [], []
-    for accumulate, task in ((1, Hungry(most=2 if world.rank == 1 else 99)), (2, TASK)):
+    for accumulate, task in ((1, Hungry(most=3 if world.rank == 1 else 99)), (2, TASK)):
         plan, loader = replace(PLAN, world=world, accumulate=accumulate), replace(data(), rank=world.rank, world=2)
         state = new_state(plan)
         fit(state, task, loader, plan, replace(Ground().hooks(plan), on_parts=told.append))

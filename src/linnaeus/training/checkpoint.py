@@ -89,7 +89,7 @@ def copy_weights(model: nn.Module) -> Weights:
     return {name: value.detach().to("cpu", copy=True) for name, value in model.state_dict().items()}
 
 
-def separate(tensors: Weights) -> Weights:
+def separate(tensors: Mapping[str, torch.Tensor]) -> Weights:
     """Return tensors on the CPU that lie apart, as files want them: a layer may have two names in a network."""
     apart: Weights = {}
     seen: set[int] = set()

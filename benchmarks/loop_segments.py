@@ -25,8 +25,9 @@ from linnaeus.models.registry import Blueprint, Classifier, create_model
 from linnaeus.results import Validation
 from linnaeus.runtime import available_cores, choose_precision, keep_memory
 from linnaeus.training.checkpoint import State
-from linnaeus.training.loop import Hooks, Plan, fit
+from linnaeus.training.loop import fit
 from linnaeus.training.optim import Rule, Schedule, make_optimizer
+from linnaeus.training.plan import Hooks, Plan
 from linnaeus.training.tasks import Normalizer, Supervised
 
 _CPU = torch.device("cpu")

@@ -109,6 +109,7 @@ def test_layers(options: dict[str, object], training: bool) -> None:
             np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
     assert {"Conv2d", "Linear"} <= checked
     assert len(checked) >= 3
+    assert all(module.training == training for module in model.modules())
 
 
 def test_what_the_settings_ask_for() -> None:
@@ -126,6 +127,8 @@ def test_what_the_settings_ask_for() -> None:
     assert kinds == ["Conv2d", "Tanh", "AvgPool2d", "Conv2d", "Tanh", "Flatten", "Dropout", "Linear", "Tanh"]
     first, pool_, dense = model.body[0], model.body[2], model.body[7]
     assert (first.out_channels, first.kernel_size, pool_.kernel_size, dense.out_features) == (3, (5, 5), 3, 6)
+    assert first.padding == (0, 0)
+    assert network(**options, padding=True).body[0].padding == "same"
 
 
 def test_dropout() -> None:
@@ -152,7 +155,7 @@ def test_the_rectified_maximum() -> None:
         assert isinstance(model.body[1], nn.MaxPool2d) == is_monotone(name)
 
 
-_X = np.linspace(-6, 6, 121)
+_X = np.linspace(-9, 9, 181)
 _SIGMOID = 1 / (1 + np.exp(-_X))
 _SOFTPLUS = np.log1p(np.exp(_X))
 _ERF = np.array([math.erf(x / math.sqrt(2)) for x in _X])

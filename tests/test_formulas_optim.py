@@ -20,9 +20,10 @@ from linnaeus.images import Preprocess
 from linnaeus.models.registry import Blueprint, Classifier, create_model
 from linnaeus.results import Validation
 from linnaeus.training.checkpoint import State, load_state, save_state
-from linnaeus.training.loop import Hooks, Plan, fit
+from linnaeus.training.loop import fit
 from linnaeus.training.losses import Loss
 from linnaeus.training.optim import Rule, Schedule, add_l1, make_optimizer, set_learning_rate
+from linnaeus.training.plan import Hooks, Plan
 from linnaeus.training.tasks import Normalizer, Supervised
 
 Array = NDArray[np.float64]

@@ -20,8 +20,9 @@ from linnaeus.images import Preprocess
 from linnaeus.results import EpochResult, Validation
 from linnaeus.training.averaging import refresh_norms
 from linnaeus.training.checkpoint import State, copy_weights, load_state, save_state
-from linnaeus.training.loop import Hooks, Plan, fit, side_at
+from linnaeus.training.loop import fit
 from linnaeus.training.optim import Rule, Schedule, make_optimizer
+from linnaeus.training.plan import Hooks, Plan, side_at
 from linnaeus.training.tasks import Normalizer, StepResult, Supervised
 from linnaeus.training.validation import judge
 

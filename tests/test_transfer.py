@@ -29,8 +29,9 @@ from linnaeus.models.registry import Blueprint, Classifier, count_parameters, cr
 from linnaeus.models.stages import place_weights
 from linnaeus.results import Validation
 from linnaeus.training.checkpoint import State, Weights, copy_weights, load_state, save_state
-from linnaeus.training.loop import Hooks, Plan, fit
+from linnaeus.training.loop import fit
 from linnaeus.training.optim import Rule, Schedule, make_optimizer
+from linnaeus.training.plan import Hooks, Plan
 from linnaeus.training.tasks import Normalizer, Supervised
 from pictures import save_folder
 

@@ -14,7 +14,7 @@ from linnaeus.labelling import MULTI, SINGLE, Labelling
 from linnaeus.models.registry import Blueprint, Classifier, Entry
 from linnaeus.recipes import Chooser
 from linnaeus.runtime import autocast, available_cores, choose_precision, choose_threads
-from linnaeus.training.loop import side_at
+from linnaeus.training.plan import side_at
 
 _LARGE = 64  # pixels a side, above which a trial takes two pictures
 

@@ -34,8 +34,9 @@ from linnaeus.training.checkpoint import (
     save_weights,
 )
 from linnaeus.training.imbalance import resample
-from linnaeus.training.loop import Hooks, Plan, fit
+from linnaeus.training.loop import fit
 from linnaeus.training.optim import Rule, Schedule, make_optimizer
+from linnaeus.training.plan import Hooks, Plan
 from linnaeus.training.tasks import Supervised, Task
 from linnaeus.training.tracking import Tracker
 from linnaeus.training.validation import judge

@@ -15,8 +15,9 @@ from linnaeus.errors import TrainingError
 from linnaeus.learning.course import make_plan, new_state, open_training, start_from_weights
 from linnaeus.learning.learner import Learner
 from linnaeus.results import Validation
-from linnaeus.training.loop import Hooks, Plan, fit
+from linnaeus.training.loop import fit
 from linnaeus.training.optim import Schedule
+from linnaeus.training.plan import Hooks, Plan
 from linnaeus.training.tasks import StepResult, Task
 
 _LOWEST, _HIGHEST, _STEPS = 1e-7, 10.0, 200

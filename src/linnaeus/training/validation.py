@@ -10,8 +10,8 @@ from torch import nn
 from linnaeus.data.loaders import Loader
 from linnaeus.results import Validation
 from linnaeus.runtime import World, autocast, compute_in_halves
-from linnaeus.training.loop import Plan
 from linnaeus.training.measures import count_right, rank_labels, sum_losses
+from linnaeus.training.plan import Plan
 from linnaeus.training.tasks import Normalizer
 
 

@@ -106,7 +106,9 @@ class _Unfilled(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
         if name.endswith("_") and not name.endswith("__"):
-            return args[0] if args else kwargs["tensor"]
+            tensor = args[0] if args else kwargs["tensor"]
+            # Truncated normal numbers are drawn anew until all lie within their bounds, which zeros do.
+            return tensor.zero_() if name == "normal_" else tensor
         return func(*args, **(kwargs or {}))
 
 

@@ -69,8 +69,10 @@ def run_tests(sources: Path, tests: Iterable[str]) -> list[str]:
     os.environ["PYTHONPATH"] = str(sources)
     recorder = Recorder()
     names = [str(TESTS / test) for test in tests]
-    # What is imported before pytest starts, one of its plugins among them, cannot be rewritten by it.
-    quiet = ("-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning")
+    # What is imported before pytest starts, one of its plugins among them, cannot be rewritten by it; and of what the
+    # process was forked from, much is left behind that nobody closes.
+    quiet = ("-q", "-p", "no:cacheprovider", "-p", "no:unraisableexception")
+    quiet += ("-W", "ignore::pytest.PytestAssertRewriteWarning")
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         pytest.main([*names, *quiet, "--rootdir", str(TESTS.parent)], plugins=[recorder])
     assert sys.modules["linnaeus"].__file__ == str(sources / "linnaeus" / "__init__.py"), "the wrong sources ran"

@@ -162,8 +162,8 @@ def test_a_pipe_in_a_bundle_is_refused(tmp_path: Path) -> None:
 
 def test_a_newer_format_asks_for_an_upgrade(bundle: Path) -> None:
     """A bundle of a later linnaeus says how to get it."""
-    describe_anew(bundle, format=2)
-    with pytest.raises(BundleError, match=r"format 1 or older\. Got format 2\. Run: pip install --upgrade linnaeus"):
+    describe_anew(bundle, format=3)
+    with pytest.raises(BundleError, match=r"format 2 or older\. Got format 3\. Run: pip install --upgrade linnaeus"):
         read_bundle(bundle)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,11 +156,27 @@ def _fetch(remote: Remote, destination: Path, progress: Progress | None) -> None
     check_file(destination, remote.digest)
 
 
+def _extract(tar: tarfile.TarFile, folder: Path) -> None:
+    """Write the files of an archive below a folder. Raises TarError for anything else in it.
+
+    The library's own filter for that came only with Python 3.11.4.
+    """
+    root = folder.resolve()
+    for member in tar:
+        place = (root / member.name).resolve()
+        if not place.is_relative_to(root) or not (member.isfile() or member.isdir()):
+            raise tarfile.TarError(f"{member.name!r} is no plain file in the archive's folder")
+        (place if member.isdir() else place.parent).mkdir(parents=True, exist_ok=True)
+        if (content := tar.extractfile(member)) is not None:
+            with content, place.open("wb") as file:
+                shutil.copyfileobj(content, file)
+
+
 def _unpack(archive: Path, folder: Path) -> None:
     """Unpack the one folder of an archive so that it appears whole."""
     try:
         with new_folder(folder, replace=False) as temporary, tarfile.open(archive) as tar:
-            tar.extractall(temporary, filter="data")
+            _extract(tar, temporary)
             for path in list((temporary / folder.name).iterdir()):
                 path.rename(temporary / path.name)
             (temporary / folder.name).rmdir()

@@ -57,8 +57,8 @@ def _train(bench: Bench, table: Path, budget: str) -> tuple[float, float]:
     """Return test accuracy in percent and seconds of training."""
     out = bench.folder("run") / "run"
     run_linnaeus("train", table, "--budget", budget, "--out", out)
-    timing = json.loads((out / "report.json").read_text())["timing"]
-    return judge_run(out, table), float(timing["training"])
+    stages = json.loads((out / "report.json").read_text())["timing"]["stages"]
+    return judge_run(out, table), float(stages["training"])
 
 
 def _beside(bench: Bench, table: Path) -> Iterator[Figure]:

@@ -154,9 +154,11 @@ def rate_chart(title: str, rates: Sequence[float], losses: Sequence[float], mark
         f'<text x="{place(10.0**power):.1f}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle">1e{power}</text>'
         for power in range(math.ceil(low - 1e-9), math.floor(high + 1e-9) + 1)
     )
+    lowest = min(marks, key=lambda name: marks[name], default="")  # whose name stands to its left
     drawn = "".join(
         f'<line class="best" x1="{place(rate):.1f}" x2="{place(rate):.1f}" y1="{_TOP - 2}" y2="{_HEIGHT - _BOTTOM}"/>'
-        f'<text class="best" x="{place(rate):.1f}" y="{_TOP - 6}" text-anchor="middle">{text(name)}</text>'
+        f'<text class="best" x="{place(rate):.1f}" y="{_TOP - 6}" '
+        f'text-anchor="{"end" if name == lowest else "start"}">{text(name)}</text>'
         for name, rate in marks.items()
     )
     return (

@@ -161,6 +161,15 @@ def test_the_network_suits_the_time(images: int, given: dict[str, Any], model: s
     assert choose(LOOKS[4], images, **{"device": "cpu", **given}).settings.model == model
 
 
+@pytest.mark.parametrize(
+    ("images", "given", "method"),
+    [(100, {}, "head"), (100, {"budget": "3m"}, "head"), (100, {"epochs": 5}, "full"), (2_000, {}, "full")],
+)
+def test_few_photographs_teach_a_head(images: int, given: dict[str, Any], method: str) -> None:
+    """A pretrained network is not fine-tuned on very few photographs, unless its user says for how long."""
+    assert choose(LOOKS[-2], images, **given).settings.finetune == method
+
+
 @pytest.mark.parametrize(("images", "share"), [(100, 0.15), (30_000, 0.15), (50_000, 0.1), (1_000_000, 0.01)])
 def test_few_enough_are_held_back(images: int, share: float) -> None:
     """A seventh of few images validates, but no more of many than tell half a point apart."""

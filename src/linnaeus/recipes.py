@@ -26,6 +26,7 @@ _FEW_IMAGES, _MANY_IMAGES = 5_000, 20_000
 _HASTY_SECONDS = 1.2e-3  # of budget for each training image, below which the smallest network does better
 _AMPLE_SECONDS = 1e-2  # above which the largest does
 _VAL_SHARE, _VAL_IMAGES = 0.15, 5_000  # the latter tell differences of half a point: more would be lost to learning
+_FEW_TO_TUNE = 200  # with 102, fine-tuning for three minutes cost three points
 _STRETCHED = 2.0
 _IMBALANCED = 10.0
 _PART = 256  # images computed at once where a step sees all of them
@@ -176,7 +177,7 @@ Advice = dict[str, tuple[Any, str]]
 def choose_training(chooser: Chooser, now: Situation) -> None:
     """Choose how to train: everything that is still open."""
     chooser.choose("loss", now.labelling.losses[0], now.labelling.about)
-    chooser.choose("finetune", "full", _about_finetune(now))
+    chooser.choose("finetune", *_finetune(now, chooser.settings))
     _choose_length(chooser, now)
     chooser.choose("workers", *_workers(now))
     for name, (value, why) in (_augmentation(now) | _optimization(now, chooser.settings)).items():
@@ -185,8 +186,13 @@ def choose_training(chooser: Chooser, now: Situation) -> None:
     chooser.choose("logit_adjustment", *_adjustment(chooser.settings, now))
 
 
-def _about_finetune(now: Situation) -> str:
-    return "every weight learns, from a fitted head" if now.pretrained else "nothing is pretrained, so all must learn"
+def _finetune(now: Situation, settings: Settings) -> tuple[str, str]:
+    """Let the head alone learn from very few images: validation is then too small to tell what fine-tuning spoils."""
+    if not now.pretrained:
+        return "full", "nothing is pretrained, so all must learn"
+    if now.images < _FEW_TO_TUNE and settings.epochs == AUTO and not settings.steps:
+        return "head", f"{now.images} images teach a head; more weights than that learn them by heart"
+    return "full", "every weight learns, from a fitted head"
 
 
 def _parts(settings: Settings) -> tuple[int, str]:
